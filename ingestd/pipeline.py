@@ -1,0 +1,175 @@
+"""What every feed goes through: frames → decode → chunks → PostgreSQL, and the one retry loop.
+
+A feed is an ordered, re-readable stream of frame batches with a position. `prepare` turns it into transactions,
+`prefetch` prepares the next one while the database takes this one, `commit` sees a transaction through broken
+connections. Nothing here knows whether the feed is a capture file or a journal.
+
+Invariants: transactions are committed in order; the position of the first one not known to be committed is always
+known; at most two prepared transactions are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from ingestd.chunks import Placement, encode_frames, encode_signals
+from ingestd.decode.can import Counts, Decoder
+from ingestd.decode.databases import SignalDatabase
+from ingestd.errors import FeedError, StoreUnavailable
+from ingestd.model import ClockState, FrameBatch, SignalBatch
+from ingestd.store.writer import FeedBatch, Writer, utc
+
+RETRY_SECONDS_MIN = 0.1
+RETRY_SECONDS_MAX = 5.0
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A signal database and the source it describes; None for every source."""
+
+    source: str | None
+    database: SignalDatabase
+
+
+class Decoders:
+    """The decoder of each source, made when its first frame comes."""
+
+    def __init__(self, bindings: Sequence[Binding], *, keep_not_available: bool = False) -> None:
+        self._bindings = bindings
+        self._keep_not_available = keep_not_available
+        self._by_source: dict[str, Decoder] = {}
+
+    def of(self, source: str) -> Decoder:
+        """The decoder of `source`, with the databases bound to it and those bound to all."""
+        if source not in self._by_source:
+            databases = [b.database for b in self._bindings if b.source in (None, source)]
+            self._by_source[source] = Decoder(source, databases, keep_not_available=self._keep_not_available)
+        return self._by_source[source]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the databases in use disagree about."""
+        return list(dict.fromkeys(warning for decoder in self._by_source.values() for warning in decoder.warnings))
+
+    @property
+    def unused(self) -> list[Binding]:
+        """Bindings to sources that have not occurred."""
+        return [b for b in self._bindings if b.source is not None and b.source not in self._by_source]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedItem:
+    """One batch of a feed: frames by source, how far the feed was read, in its own unit, and what to keep about it."""
+
+    frames: list[FrameBatch]
+    progress: int
+    notes: dict[str, Any]  # goes into the decoder state
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A prepared batch and how the feed stands once it is committed."""
+
+    batch: FeedBatch
+    counts: Counts  # of the whole feed up to here
+    chunks: int
+    progress: int  # where the feed was read up to, in its own unit
+
+
+def prepare(
+    feed: Iterator[FeedItem],
+    decoders: Decoders,
+    placement: Placement,
+    *,
+    position: int = 0,
+    state: dict[str, Any] | None = None,
+    store_frames: bool = True,
+) -> Iterator[Transaction]:
+    """Decode and encode what `feed` yields, from `position` on.
+
+    Frames before `position` must already be left out. `state` is the decoder state committed with it. The last
+    transaction completes the feed; a feed without frames gives one empty transaction.
+    """
+    counts, chunks = Counts(**(state or {}).get("counts", {})), int((state or {}).get("chunks", 0))
+    upcoming = next(feed, None)
+    while True:
+        item = upcoming if upcoming is not None else FeedItem([], 0, {})
+        frames = item.frames
+        decoded = [decoders.of(batch.source).decode(batch) for batch in frames]
+        signals: list[SignalBatch] = [batch for each in decoded for batch in each.batches]
+        for each in decoded:
+            counts.add(each.counts)
+        copies = [encode_signals(signals, placement)]
+        chunks += copies[0].rows
+        if store_frames:
+            copies.append(encode_frames(frames, placement))
+        known_time = placement.clock_state is ClockState.SET and frames
+        last_ns = max(int(batch.ts_ns.max()) for batch in frames) if known_time else None
+        upcoming = next(feed, None)
+        position_new = position + sum(map(len, frames))
+        yield Transaction(
+            FeedBatch(
+                position_old=position,
+                position_new=position_new,
+                groups=[batch.group for batch in signals],
+                copies=copies,
+                decoder_state={"counts": asdict(counts), "chunks": chunks, **item.notes},
+                ended_utc=None if last_ns is None else utc(last_ns + placement.utc_offset_ns),
+                completed=upcoming is None,
+            ),
+            Counts(**asdict(counts)),
+            chunks,
+            item.progress,
+        )
+        position = position_new
+        if upcoming is None:
+            return
+
+
+async def prefetch(items: Iterator[Item]) -> AsyncGenerator[Item, None]:
+    """Yield `items`, computing the next one in a thread while the caller works on this one."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, "prepare") as pool:
+        upcoming = loop.run_in_executor(pool, next, items, None)
+        while (item := await upcoming) is not None:
+            upcoming = loop.run_in_executor(pool, next, items, None)
+            yield item
+
+
+async def commit(
+    writer: Writer, batch: FeedBatch, *, patience_seconds: float, on_retry: Callable[[StoreUnavailable], None]
+) -> None:
+    """Commit `batch` exactly once, through lost connections, for at most `patience_seconds` without progress.
+
+    Raises StoreUnavailable when patience has run out, StoreError where retrying cannot help, FeedError if the feed
+    stands where neither this batch nor the one before it left it.
+    """
+    pause, give_up_at = RETRY_SECONDS_MIN, time.monotonic() + patience_seconds
+    while True:
+        try:
+            if not writer.is_open:
+                await writer.open()
+                found = await writer.position()
+                if found == batch.position_new:
+                    return  # The commit went through; only its answer was lost.
+                if found != batch.position_old:
+                    raise FeedError(
+                        f"the feed is at {found}, expected was {batch.position_old} or {batch.position_new}",
+                        "this is another or an older database, or somebody else writes the same feed",
+                    )
+            await writer.commit(batch)
+            return
+        except StoreUnavailable as error:
+            if time.monotonic() + pause > give_up_at:
+                raise
+            on_retry(error)
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, RETRY_SECONDS_MAX)

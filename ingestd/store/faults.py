@@ -1,0 +1,200 @@
+"""What an error of PostgreSQL means: for a batch (kept or rejected) and for the operator (what happened, what to do).
+
+One table, FAULTS, from SQLSTATE to both; the longest prefix wins. Causes and fates:
+
+    TRANSIENT  passes without anybody doing anything      kept   StoreUnavailable
+    STATE      lasts until an operator acts               kept   StoreError; a full disk is StoreUnavailable
+    DATA       this batch can never go in                 rejected
+    UNKNOWN    none of the above is known to be true      kept   a batch that fails again may be halved
+
+Unknown means kept: to reject is the only thing that cannot be made good. No message ever shows a password.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+from ingestd.errors import StoreError, StoreUnavailable
+
+
+class Fate(Enum):
+    """What becomes of a batch that was not copied."""
+
+    KEPT = "kept"
+    REJECTED = "rejected"
+
+
+class Cause(Enum):
+    """Why a batch was not copied."""
+
+    TRANSIENT = "transient"
+    STATE = "state"
+    DATA = "data"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the table. In `message` and `hint`, {said} is the server's own sentence, {where} the database."""
+
+    cause: Cause
+    message: str
+    hint: str = ""
+    retry: bool = False  # whether it may pass: StoreUnavailable
+
+    @property
+    def fate(self) -> Fate:
+        return Fate.REJECTED if self.cause is Cause.DATA else Fate.KEPT
+
+
+def _transient(message: str, hint: str = "") -> Fault:
+    return Fault(Cause.TRANSIENT, message, hint, retry=True)
+
+
+def _state(message: str, hint: str, *, retry: bool = False) -> Fault:
+    return Fault(Cause.STATE, message, hint, retry)
+
+
+UNREACHABLE = _transient("PostgreSQL cannot be reached at {where}: {said}", "is it running, and is the address right?")
+UNKNOWN = Fault(Cause.UNKNOWN, "PostgreSQL at {where} failed: {said}")
+BAD_DSN = _state("the address of the database cannot be used: {said}", "it looks like postgresql://user@host:5432/name")
+TIMED_OUT = _transient(
+    "PostgreSQL at {where} did not answer in time", "is the address right, is a firewall in between?"
+)
+
+_NO_SCHEMA = _state(
+    "the database {where} has no ingestd schema, or another one: {said}", "run `ingestd db init`, or `ingestd db check`"
+)
+_DATA = Fault(Cause.DATA, "PostgreSQL cannot store this data: {said}")
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+FAULTS: dict[str, Fault] = {
+    "08": _transient("the connection to {where} failed: {said}", "trying again helps when it is back"),
+    "08P01": UNKNOWN,  # A protocol violation, but a malformed array in binary COPY says so too.
+    "0A": UNKNOWN,
+    "22": _DATA,
+    "22023": UNKNOWN,  # An invalid parameter value: a setting, not the data.
+    "23502": _DATA,
+    "23514": _DATA,
+    "25006": _state("the database {where} is read-only", "is it a standby? Use the address of the primary", retry=True),
+    "28": _state("PostgreSQL at {where} refuses the login: {said}", "check the user in the DSN and pg_hba.conf"),
+    "28P01": _state("wrong password: {said}", "set it in the DSN, in PGPASSWORD or in ~/.pgpass"),
+    "3D000": _state("{said}", "create it: `createdb` with the name, or CREATE DATABASE"),
+    "3F000": _NO_SCHEMA,
+    "40001": _transient("another transaction got in the way at {where}: {said}"),
+    "40P01": _transient("a deadlock at {where}: {said}"),
+    "42501": _state("no permission at {where}: {said}", "as owner: GRANT what is missing to this user"),
+    "42703": _NO_SCHEMA,
+    "42804": _NO_SCHEMA,
+    "42883": _NO_SCHEMA,
+    "42P01": _NO_SCHEMA,
+    "42P07": _state(
+        "the database {where} already has something of that name: {said}",
+        "use a database of its own, or a schema of its own in the user's search_path",
+    ),
+    "53": _transient("PostgreSQL at {where} is short of resources: {said}"),
+    "53100": _state("the server's disk is full ({where}): {said}", "free space on the server", retry=True),
+    "53200": _transient("PostgreSQL at {where} is out of memory: {said}"),
+    "53300": _transient(
+        "PostgreSQL at {where} has too many connections: {said}", "raise max_connections, or close some"
+    ),
+    "54": _DATA,
+    "55P03": _transient("something at {where} is locked: {said}"),
+    "57014": _transient("the statement was cancelled at {where}: {said}", "is statement_timeout too short?"),
+    "57P": _transient("PostgreSQL at {where} is shutting down or starting up: {said}"),
+    "57P04": _state("the database {where} was dropped", "create it, then run `ingestd db init`"),
+    "58": _transient(
+        "PostgreSQL at {where} has trouble with its disk: {said}",
+        "see the server's log",
+    ),
+}
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The driver's or the system's error inside of what SQLAlchemy and `raise … from` wrapped around it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, asyncpg.PostgresError | asyncpg.InterfaceError | OSError):
+            return seen
+        seen = seen.__cause__ or getattr(seen, "orig", None)
+    return error
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The five characters with which the server classified the error; None if it was not the server's."""
+    return getattr(_origin(error), "sqlstate", None)
+
+
+def classify(error: BaseException) -> Fault:
+    """The row of the table for an error of asyncpg, of SQLAlchemy around it, or of the system."""
+    origin = _origin(error)
+    code = sqlstate(origin)
+    if code is not None:
+        for length in (5, 3, 2):
+            if code[:length] in FAULTS:
+                return FAULTS[code[:length]]
+        return UNKNOWN
+    if isinstance(origin, TimeoutError):
+        return TIMED_OUT
+    if isinstance(origin, ValueError):  # asyncpg's ClientConfigurationError is one, and so is a port in words.
+        return BAD_DSN
+    if isinstance(origin, OSError):
+        return UNREACHABLE
+    return UNKNOWN
+
+
+def translate(error: BaseException, dsn: str) -> StoreError:
+    """The error as one sentence for the operator, with a hint; StoreUnavailable if trying again later is right."""
+    fault = classify(error)
+    said = " ".join(str(_origin(error)).split()) or type(error).__name__
+    password = _password(dsn)
+    if password:
+        said = said.replace(password, "…")
+    kind = StoreUnavailable if fault.retry else StoreError
+    return kind(fault.message.format(said=said, where=place(dsn)), fault.hint)
+
+
+def redact(dsn: str) -> str:
+    """The DSN with a password replaced."""
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        return "(a DSN that cannot be parsed)"
+    login, at, host = parts.netloc.rpartition("@")
+    if ":" in login and not login.endswith(":"):
+        login = login.partition(":")[0] + ":…"
+    query = [(key, "…" if "password" in key.lower() else value) for key, value in parse_qsl(parts.query)]
+    return urlunsplit(
+        (parts.scheme, login + at + host, parts.path, urlencode(query, quote_via=quote, safe="/…"), parts.fragment)
+    )
+
+
+def place(dsn: str) -> str:
+    """Host, port and database of a DSN for people: `db.garage:5432/telemetry`, or a folder for a Unix socket."""
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        return "(a DSN that cannot be parsed)"
+    query = dict(parse_qsl(parts.query))
+    host = parts.netloc.rpartition("@")[2] or query.get("host") or os.environ.get("PGHOST") or "localhost"
+    database = unquote(parts.path.lstrip("/")) or query.get("dbname") or os.environ.get("PGDATABASE", "")
+    if host.startswith("/"):
+        return f"{database} in {host}" if database else host
+    port = query.get("port") or os.environ.get("PGPORT") or "5432"
+    address = host if host.rpartition("]")[2].count(":") else f"{host}:{port}"
+    return f"{address}/{database}" if database else address
+
+
+def _password(dsn: str) -> str:
+    try:
+        parts = urlsplit(dsn)
+        return unquote(parts.netloc.rpartition("@")[0].partition(":")[2]) or dict(parse_qsl(parts.query)).get(
+            "password", ""
+        )
+    except ValueError:
+        return ""

@@ -1,0 +1,155 @@
+"""The schema of the database: making it, bringing it up to date, and telling whether it is.
+
+Alembic does the bookkeeping, over asyncpg, configured here alone. Invariants:
+
+- One call is one transaction: a migration that fails half-way leaves nothing, neither do those before it.
+- Two processes that migrate the same database take turns (an advisory lock that ends with the transaction).
+- The version is kept in a table of our own, so that a database can be shared with an application that uses Alembic too.
+
+A DSN is what asyncpg takes: `postgresql://…`, a Unix socket as `?host=/folder`, PG* variables and the password file.
+Every function raises StoreError or StoreUnavailable, with a hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from ingestd.errors import StoreError
+from ingestd.store.faults import place, translate
+
+VERSION_TABLE = "ingestd_version"
+LOCK_KEY = 0x696E67657374  # "ingest"; any number that nobody else locks.
+CONNECT_SECONDS_MAX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One step of the schema's history."""
+
+    id: str
+    description: str
+
+
+def _shipped(name: str) -> Path:
+    """A file of ours: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / name
+    return inside if inside.exists() else package.parent / name
+
+
+def schema_path() -> Path:
+    """The whole schema as one commented SQL file."""
+    return _shipped("schema.sql")
+
+
+def _config(scripts: Path | None) -> Config:
+    config = Config()
+    # configparser takes a percent sign for the beginning of a reference.
+    config.set_main_option("script_location", str(scripts or _shipped("migrations")).replace("%", "%%"))
+    return config
+
+
+def head(scripts: Path | None = None) -> str:
+    """The revision this release of ingestd works with."""
+    newest = ScriptDirectory.from_config(_config(scripts)).get_current_head()
+    if newest is None:
+        raise StoreError("this installation of ingestd has no migrations", "install it again")
+    return newest
+
+
+def history(scripts: Path | None = None) -> list[Revision]:
+    """All revisions, the oldest first."""
+    walk = ScriptDirectory.from_config(_config(scripts)).walk_revisions()
+    return [Revision(script.revision, script.doc) for script in reversed(list(walk))]
+
+
+async def upgrade(dsn: str, revision: str = "head", *, scripts: Path | None = None) -> None:
+    """Bring the schema up to `revision`; nothing happens if it is there. `scripts`: other migrations, for tests."""
+    await _run(dsn, scripts, lambda config: command.upgrade(config, revision))
+
+
+async def downgrade(dsn: str, revision: str, *, scripts: Path | None = None) -> None:
+    """Take the schema back to `revision` ("base" for nothing at all, "-1" for one step); what it held is lost."""
+    await _run(dsn, scripts, lambda config: command.downgrade(config, revision))
+
+
+async def current(dsn: str) -> str | None:
+    """The revision of the database, or None if it has no schema of ours."""
+    async with _connection(dsn) as connection:
+        if await connection.fetchval("SELECT to_regclass($1)", VERSION_TABLE) is None:
+            return None
+        version: str | None = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")
+        return version
+
+
+async def check(dsn: str) -> None:
+    """Raise StoreError, naming the command that helps, unless the schema is the one this release works with."""
+    found, expected = await current(dsn), head()
+    if found == expected:
+        return
+    where = place(dsn)
+    if found is None:
+        raise StoreError(f"the database {where} has no ingestd schema", "run `ingestd db init`")
+    if found in {revision.id for revision in history()}:
+        raise StoreError(
+            f"the schema of {where} is at revision {found}, older than this ingestd, which needs {expected}",
+            "run `ingestd db upgrade`",
+        )
+    raise StoreError(
+        f"the schema of {where} is at revision {found}, which this ingestd does not know: a newer one made it",
+        "upgrade ingestd",
+    )
+
+
+@asynccontextmanager
+async def _connection(dsn: str) -> AsyncIterator[Any]:
+    try:
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS_MAX)
+        try:
+            yield connection
+        finally:
+            await connection.close(timeout=CONNECT_SECONDS_MAX)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        raise translate(error, dsn) from error
+
+
+async def _run(dsn: str, scripts: Path | None, work: Callable[[Config], None]) -> None:
+    config = _config(scripts)
+    config.attributes["version_table"] = VERSION_TABLE
+
+    def within(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
+        work(config)
+
+    # SQLAlchemy would parse the DSN in its own way; asyncpg's is the one that the rest of ingestd uses.
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: asyncpg.connect(dsn, timeout=CONNECT_SECONDS_MAX),
+        poolclass=NullPool,
+    )
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(within)
+    except CommandError as error:
+        raise StoreError(
+            f"the schema of {place(dsn)} cannot be migrated: {error}", "see `ingestd db history`"
+        ) from error
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        raise translate(error, dsn) from error
+    finally:
+        await engine.dispose()

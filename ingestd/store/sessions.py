@@ -1,0 +1,204 @@
+"""Sessions and the feeds that belong to them: find, make, list, describe.
+
+A session is one recording with one time base: a boot of a machine, or 'capture' for imported files. Its id is made
+here, without the database, so that a recorder that is offline can make it too.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from ingestd.errors import StoreError, UsageError
+from ingestd.store.connection import connect, faults
+from ingestd.store.migrate import check
+from ingestd.store.writer import FeedRow
+
+CAPTURE_TIME_BASE = "capture"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A row of `sessions`, as far as importing needs it."""
+
+    id: UUID
+    name: str | None
+    car_id: str | None
+    created_utc: datetime
+    time_base: str = CAPTURE_TIME_BASE
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """A session and how much of it is stored."""
+
+    id: UUID
+    name: str | None
+    car_id: str | None
+    created_utc: datetime
+    ended_utc: datetime | None
+    frames: int
+    samples: int
+    channels: int
+    files: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSummary:
+    """One channel of a session: samples, time span, and statistics over its good and bad samples alike."""
+
+    source: str
+    channel: str
+    unit: str | None
+    samples: int
+    first_utc: datetime
+    last_utc: datetime
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+
+
+def new_session_id() -> UUID:
+    """A UUIDv7 (RFC 9562, 5.7): 48 bits of Unix milliseconds, so that ids sort by age, and 74 random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    return UUID(int=value | 0b10 << 62 | secrets.randbits(62))
+
+
+def machine_id() -> str:
+    """What tells this machine from others: systemd's machine id, or the network card's address."""
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip() or f"{uuid.getnode():012x}"
+    except OSError:
+        return f"{uuid.getnode():012x}"
+
+
+class Catalogue:
+    """What the database knows about sessions and feeds. One short-lived connection; use `open_catalogue`."""
+
+    def __init__(self, dsn: str, connection: asyncpg.Connection) -> None:
+        self._dsn = dsn
+        self._connection = connection
+
+    async def feeds_of_file(self, sha256: str) -> list[FeedRow]:
+        """Every import of the file with this content, oldest first."""
+        rows = await self._fetch(
+            """
+            SELECT f.feed_id, f.session_id, s.name, f.position, f.config_hash, f.completed_utc IS NOT NULL AS completed,
+                   f.created_utc, f.decoder_state
+            FROM feeds f LEFT JOIN sessions s ON s.id = f.session_id
+            WHERE f.sha256 = $1 ORDER BY f.created_utc, f.feed_id
+            """,
+            sha256,
+        )
+        return [
+            FeedRow(
+                row["feed_id"], row["session_id"], row["name"], row["position"], row["config_hash"], row["completed"],
+                row["created_utc"], json.loads(row["decoder_state"]),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    async def find(self, name: str) -> Session | None:
+        """The session with this name or id, or None. Raises UsageError if several have the name."""
+        rows = await self._fetch(
+            "SELECT id, name, car_id, created_utc, time_base FROM sessions WHERE name = $1 OR id::text = lower($1)"
+            " ORDER BY created_utc",
+            name,
+        )
+        if len(rows) > 1:
+            ids = ", ".join(str(row["id"]) for row in rows)
+            raise UsageError(f"{len(rows)} sessions are called {name!r}", f"give the id of one: {ids}")
+        return Session(*rows[0].values()) if rows else None
+
+    async def add(self, session: Session, config: Mapping[str, Any]) -> None:
+        """Record a new session, or that another file with `config` went into it."""
+        await self._fetch(
+            """
+            INSERT INTO sessions (id, name, car_id, created_utc, time_base, config)
+            VALUES ($1, $2, $3, $4, $5, jsonb_build_object('imports', jsonb_build_array($6::jsonb)))
+            ON CONFLICT (id) DO UPDATE SET
+                created_utc = least(sessions.created_utc, excluded.created_utc),
+                config = jsonb_set(sessions.config, '{imports}',
+                    coalesce(sessions.config -> 'imports', '[]') || (excluded.config -> 'imports')),
+                updated_utc = now()
+            """,
+            session.id, session.name, session.car_id, session.created_utc, session.time_base, json.dumps(config),
+        )  # fmt: skip
+
+    async def summaries(self) -> list[SessionSummary]:
+        """All sessions, newest first."""
+        rows = await self._fetch(
+            """
+            SELECT s.id, s.name, s.car_id, s.created_utc, s.ended_utc,
+                   coalesce((SELECT sum(frames) FROM feeds f WHERE f.session_id = s.id), 0)::bigint AS frames,
+                   c.samples, c.channels,
+                   ARRAY(SELECT path FROM feeds f WHERE f.session_id = s.id AND path IS NOT NULL ORDER BY f.created_utc)
+            FROM sessions s CROSS JOIN LATERAL (
+                SELECT coalesce(sum(g.frames * n.channels), 0)::bigint AS samples,
+                       coalesce(sum(n.channels), 0)::bigint AS channels
+                FROM (SELECT group_id, sum(frame_count)::bigint AS frames FROM signal_chunks
+                      WHERE session_id = s.id GROUP BY group_id) g
+                CROSS JOIN LATERAL (SELECT count(*) AS channels FROM channels ch WHERE ch.group_id = g.group_id) n
+            ) c
+            ORDER BY s.created_utc DESC, s.id
+            """
+        )
+        return [SessionSummary(*row.values()) for row in rows]
+
+    async def channels(self, session_id: UUID) -> list[ChannelSummary]:
+        """What a session holds, a row per source and channel, from the chunk summaries where there are some."""
+        rows = await self._fetch(
+            """
+            SELECT g.source, ch.channel, min(ch.unit) AS unit, sum(c.frame_count)::bigint AS samples,
+                   timestamptz 'epoch' + min(c.mono_start_ns + c.utc_offset_ns) / 1000 * interval '1 microsecond',
+                   timestamptz 'epoch' + max(c.mono_end_ns + c.utc_offset_ns) / 1000 * interval '1 microsecond',
+                   min(NULLIF(v.low, 'NaN')), max(NULLIF(v.high, 'NaN')),
+                   sum(NULLIF(v.mean, 'NaN') * v.count) / NULLIF(sum(v.count), 0)
+            FROM signal_chunks c
+            JOIN signal_groups g ON g.id = c.group_id
+            JOIN channels ch ON ch.group_id = g.id
+            CROSS JOIN LATERAL (
+                SELECT c.value_min[ch.position] AS low, c.value_max[ch.position] AS high,
+                       c.value_mean[ch.position] AS mean, c.value_count[ch.position] AS count
+            ) v
+            WHERE c.session_id = $1
+            GROUP BY g.source, ch.channel ORDER BY g.source, ch.channel
+            """,
+            session_id,
+        )
+        return [ChannelSummary(*row.values()) for row in rows]
+
+    async def _fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        async with faults(self._dsn):
+            return list(await self._connection.fetch(query, *arguments))
+
+
+@asynccontextmanager
+async def open_catalogue(dsn: str) -> AsyncIterator[Catalogue]:
+    """A `Catalogue` over a connection of its own, to a database whose schema is the one this program needs."""
+    await check(dsn)
+    connection = await connect(dsn, "ingestd/catalogue")
+    try:
+        yield Catalogue(dsn, connection)
+    finally:
+        connection.terminate()
+
+
+def refuse_boot_session(session: Session) -> None:
+    """Raise StoreError if captures may not go into the session: it lives on a machine's own clock."""
+    if session.time_base != CAPTURE_TIME_BASE:
+        raise StoreError(
+            f"session {session.name or session.id} was recorded live: its time is that machine's clock",
+            "import the capture into a session of its own",
+        )
