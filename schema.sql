@@ -109,17 +109,17 @@ CREATE TABLE frame_chunks (
     frame_count     integer NOT NULL,
     ts_mono_ns      bigint[] NOT NULL,                   -- [frame]
     arbitration_id  integer[] NOT NULL,                  -- [frame], 11 or 29 bits, without flag bits
-    flags           smallint[] NOT NULL,                 -- [frame]: 1 extended, 2 remote, 4 error, 8 FD,
+    flags           bytea NOT NULL,                      -- a byte a frame: 1 extended, 2 remote, 4 error, 8 FD,
                                                          --          16 bitrate switch, 32 error state, 64 sent by us
-    lengths         smallint[] NOT NULL,                 -- [frame], bytes of payload
+    lengths         bytea NOT NULL,                      -- two bytes a frame, the high one first: bytes of payload
     data            bytea NOT NULL,                      -- the payloads, one after the other
     PRIMARY KEY (session_id, id),
     CONSTRAINT frame_chunks_frame_count CHECK (frame_count BETWEEN 1 AND 4096),
     CONSTRAINT frame_chunks_span CHECK (mono_start_ns <= mono_end_ns),
     CONSTRAINT frame_chunks_shape CHECK (cardinality(ts_mono_ns) = frame_count
         AND cardinality(arbitration_id) = frame_count
-        AND cardinality(flags) = frame_count
-        AND cardinality(lengths) = frame_count)
+        AND octet_length(flags) = frame_count
+        AND octet_length(lengths) = 2 * frame_count)
 );
 
 CREATE INDEX frame_chunks_utc ON frame_chunks
@@ -213,7 +213,7 @@ CROSS JOIN LATERAL (
 -- One row a raw frame.
 --   id            chunk id * 2^17 + ordinal of the frame - 1
 --   payload_json  source, id (the arbitration id), ext, fd, remote, error, data (hex)
--- Appending nothing to `data` fetches and decompresses it once a chunk instead of once a frame; OFFSET 0 keeps the
+-- Appending nothing to a bytea fetches and decompresses it once a chunk instead of once a frame; OFFSET 0 keeps the
 -- planner from undoing that.
 CREATE VIEW frames AS
 SELECT c.id * 131072 + (f.ordinal - 1) AS id,
@@ -230,17 +230,20 @@ SELECT c.id * 131072 + (f.ordinal - 1) AS id,
            'data', encode(substring(d.data FROM (f.data_end - f.length + 1)::integer FOR f.length), 'hex')
        ) AS payload_json
 FROM frame_chunks c
-CROSS JOIN LATERAL (SELECT c.data || ''::bytea AS data OFFSET 0) d
+CROSS JOIN LATERAL (SELECT c.data || ''::bytea AS data, c.flags || ''::bytea AS flags, c.lengths || ''::bytea AS lengths
+                    OFFSET 0) d
 CROSS JOIN LATERAL (
-    SELECT u.ordinal, u.ts_mono_ns, u.arbitration_id, u.flags, u.length,
-           sum(u.length) OVER (ORDER BY u.ordinal) AS data_end
+    SELECT l.ordinal, l.ts_mono_ns, l.arbitration_id, get_byte(d.flags, l.ordinal - 1) AS flags, l.length,
+           sum(l.length) OVER (ORDER BY l.ordinal) AS data_end
     FROM (
-        SELECT generate_series(1, c.frame_count) AS ordinal,
-               unnest(c.ts_mono_ns) AS ts_mono_ns,
-               unnest(c.arbitration_id) AS arbitration_id,
-               unnest(c.flags) AS flags,
-               unnest(c.lengths) AS length
-    ) u
+        SELECT u.ordinal, u.ts_mono_ns, u.arbitration_id,
+               get_byte(d.lengths, 2 * u.ordinal - 2) * 256 + get_byte(d.lengths, 2 * u.ordinal - 1) AS length
+        FROM (
+            SELECT generate_series(1, c.frame_count) AS ordinal,
+                   unnest(c.ts_mono_ns) AS ts_mono_ns,
+                   unnest(c.arbitration_id) AS arbitration_id
+        ) u
+    ) l
 ) f;
 
 

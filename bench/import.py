@@ -19,21 +19,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+from server import server_binaries, temporary_server
 
-from bench.server import server_binaries, temporary_server
 from ingestd import demo
-from ingestd.chunks import COPY_HEADER, COPY_TRAILER
+from ingestd.chunks import COPY_HEADER, COPY_TRAILER, Placement
 from ingestd.decode.databases import load
-from ingestd.imports import ImportOptions, feed_items
+from ingestd.imports import feed_items
 from ingestd.model import ClockState
 from ingestd.pipeline import Binding, Decoders, prepare
-from ingestd.chunks import Placement
 from ingestd.sources.captures import open_capture
 from ingestd.store import embedded, migrate
 
@@ -60,11 +60,16 @@ async def fresh(dsn: str, name: str, *, schema: bool = True) -> str:
     await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     await connection.execute(f"CREATE DATABASE {name}")
     await connection.close()
-    base, _, query = dsn.partition("?")
-    made = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    made = dsn_of(dsn, name)
     if schema:
         await migrate.upgrade(made)
     return made
+
+
+def dsn_of(dsn: str, name: str) -> str:
+    """The DSN of another database on the same server."""
+    base, _, query = dsn.partition("?")
+    return f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
 
 
 async def fetch(dsn: str, query: str, *arguments: Any) -> asyncpg.Record:
@@ -88,19 +93,39 @@ def import_as_a_process(dsn: str, capture: Path) -> dict[str, Any]:
     command = [PYTHON, "-m", "ingestd", "import", str(capture), "--dsn", dsn, "--json"]
     command += [part for dbc in dbc_arguments() for part in ("--dbc", dbc)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with ThreadPoolExecutor(1) as watcher:
+        memory = watcher.submit(peak_memory_mb, process.pid)
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
     if status:
         sys.exit(f"the import failed: {status}")
     summary = json.loads(output)
     return summary | {
         "wall_seconds": seconds,
-        "memory_mb": usage.ru_maxrss / 1024,
+        "memory_mb": memory.result(),
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
     }
+
+
+def peak_memory_mb(pid: int) -> float:
+    """The high-water mark of a process's memory, watched until it ends.
+
+    Not wait4's ru_maxrss: that begins with what the parent had in memory when it forked.
+    """
+    peak_kb = 0
+    while True:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return peak_kb / 1024
+        marks = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        if not marks:
+            return peak_kb / 1024
+        peak_kb = int(marks[0].split()[1])
+        time.sleep(0.02)
 
 
 def copy_limit(dsn: str, capture: Path, folder: Path) -> tuple[float, int]:
@@ -138,9 +163,10 @@ def copy_limit(dsn: str, capture: Path, folder: Path) -> tuple[float, int]:
 async def naive(dsn: str, ours: str, capture: Path) -> float:
     """Signals per second of the script by hand; fails if its values are not ours."""
     command = [PYTHON, str(Path(__file__).with_name("naive.py")), dsn, str(capture), *dbc_arguments()]
-    count, seconds = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    count, seconds = done.stdout.split()
     query = (
-        "SELECT count(*) AS n, sum(hashtextextended({source} || channel || {ns}::text || {value}::text, 0))::text AS hash"
+        "SELECT count(*) AS n, sum(hashtextextended({source} || channel || {ns} || ' ' || {value}, 0))::text AS hash"
         " FROM {table}"
     )
     theirs = await fetch(dsn, query.format(source="source", ns="ts_ns", value="value", table="naive_signals"))
@@ -174,30 +200,35 @@ async def best_ms(work: Callable[[], Awaitable[Any]], times: int = 7) -> float:
 
 
 async def queries(dsn: str) -> dict[str, float]:
-    """Times of the `signals` view over an hour at 100 Hz beside a plain table, and of an overview over 24 h."""
+    """Times of the `signals` view over one channel beside a plain table, and of an overview over 24 h."""
     connection = await asyncpg.connect(dsn)
     session = await connection.fetchval("SELECT id FROM sessions LIMIT 1")
     channel, source = await connection.fetchrow(
-        "SELECT channel, source FROM signals WHERE session_id = $1 GROUP BY 1, 2 ORDER BY count(*) DESC, 1 LIMIT 1", session
+        "SELECT channel, source FROM signals WHERE session_id = $1 GROUP BY 1, 2 ORDER BY count(*) DESC, 1 LIMIT 1",
+        session,
     )
     await connection.execute(
-        """
-        CREATE TABLE plain (channel_id integer, ts_ns bigint, value double precision);
+        f"""
+        CREATE TABLE plain (channel_id integer, ts_mono_ns bigint, value_num double precision);
         INSERT INTO plain SELECT 1, ts_mono_ns, value_num FROM signals
-        WHERE session_id = '{0}' AND source = '{1}' AND channel = '{2}';
-        CREATE INDEX ON plain (channel_id, ts_ns) INCLUDE (value);
-        """.format(session, source, channel)
+        WHERE session_id = '{session}' AND source = '{source}' AND channel = '{channel}';
+        CREATE INDEX ON plain (channel_id, ts_mono_ns) INCLUDE (value_num);
+        """
     )
     await connection.execute("VACUUM ANALYZE plain")
     await connection.execute("VACUUM ANALYZE signal_chunks")
-    aggregate = "SELECT count(value_num), avg(value_num), min(value_num), max(value_num) FROM signals WHERE session_id = $1 AND source = $2 AND channel = $3"
-    plain = "SELECT count(value), avg(value), min(value), max(value) FROM plain WHERE channel_id = 1"
-    rows = await connection.fetchval("SELECT count(*) FROM plain")
-    view_ms = await best_ms(lambda: connection.fetchrow(aggregate, session, source, channel))
-    plain_ms = await best_ms(lambda: connection.fetchrow(plain))
-    day = await overview_of_a_day(connection)
+    of_view = f"FROM signals WHERE session_id = '{session}' AND source = '{source}' AND channel = '{channel}'"
+    of_table = "FROM plain WHERE channel_id = 1"
+    aggregates = "count(value_num), avg(value_num), min(value_num), max(value_num)"
+    by_second = f"ts_mono_ns / 1000000000, {aggregates}"
+    figures = {"rows": await connection.fetchval("SELECT count(*) FROM plain")}
+    for name, columns, grouping in (("whole", aggregates, ""), ("by_second", by_second, " GROUP BY 1")):
+        for where, origin in (("view", of_view), ("table", of_table)):
+            query = f"SELECT {columns} {origin}{grouping}"
+            figures[f"{name}_{where}_ms"] = await best_ms(lambda query=query: connection.fetch(query))
+    figures["overview_ms"] = await overview_of_a_day(connection)
     await connection.close()
-    return {"rows": rows, "view_ms": view_ms, "plain_ms": plain_ms, "overview_ms": day}
+    return figures
 
 
 async def overview_of_a_day(connection: asyncpg.Connection) -> float:
@@ -209,8 +240,8 @@ async def overview_of_a_day(connection: asyncpg.Connection) -> float:
     # A day of the same group: its fullest chunk, again and again, 41 s after the other.
     await connection.execute(
         """
-        INSERT INTO signal_chunks (session_id, group_id, mono_start_ns, mono_end_ns, utc_offset_ns, clock_state, frame_count,
-            ts_mono_ns, value_num, value_min, value_max, value_mean, value_count)
+        INSERT INTO signal_chunks (session_id, group_id, mono_start_ns, mono_end_ns, utc_offset_ns, clock_state,
+            frame_count, ts_mono_ns, value_num, value_min, value_max, value_mean, value_count)
         SELECT $1, group_id, d.t, d.t + 40950000000, 0, 0, frame_count,
             ARRAY(SELECT d.t + i * 10000000::bigint FROM generate_series(0, frame_count - 1) i), value_num, value_min,
             value_max, value_mean, value_count
@@ -222,50 +253,54 @@ async def overview_of_a_day(connection: asyncpg.Connection) -> float:
     )
     await connection.execute("VACUUM ANALYZE signal_chunks")
     source, channel = await connection.fetchrow(
-        "SELECT g.source, ch.channel FROM signal_groups g JOIN channels ch ON ch.group_id = g.id WHERE g.id = $1 LIMIT 1", group
+        "SELECT source, channel FROM signal_groups g JOIN channels ch ON ch.group_id = g.id WHERE g.id = $1 LIMIT 1",
+        group,
     )
-    query = (
-        "SELECT * FROM signals_overview($1, $2, $3, timestamptz 'epoch', timestamptz 'epoch' + interval '24 hours', 1000)"
-    )
+    query = "SELECT * FROM signals_overview($1, $2, $3, 'epoch', timestamptz 'epoch' + interval '1 day', 1000)"
     assert len(await connection.fetch(query, session, source, channel)) > 900
     return await best_ms(lambda: connection.fetch(query, session, source, channel))
 
 
 async def run(dsn: str, seconds: int, folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    long, short, tiny = folder / "long.log", folder / "short.log", folder / "tiny.log"
-    result["frames"] = demo.write_capture(long, seconds)
-    demo.write_capture(short, seconds / 10)
+    files = {}
+    for name, share in (("whole", 1.0), ("half", 0.5), ("tenth", 0.1)):
+        files[name] = folder / f"{name}.log"
+        demo.write_capture(files[name], seconds * share)
+    imports = {name: import_as_a_process(await fresh(dsn, f"bench_{name}"), path) for name, path in files.items()}
+    whole, half, tenth = imports["whole"], imports["half"], imports["tenth"]
+    say(f"capture: {whole['frames']:,} frames, {files['whole'].stat().st_size / 1e6:.0f} MB, "
+        f"{whole['signals'] / whole['frames']:.1f} signals a frame")  # fmt: skip
+    rate = whole["signals"] / whole["wall_seconds"]
+    say(f"import, whole process: {rate:,.0f} signals/s, {whole['frames'] / whole['wall_seconds']:,.0f} frames/s "
+        f"({whole['signals']:,} in {whole['wall_seconds']:.2f} s, CPU {whole['cpu_seconds']:.2f} s)")  # fmt: skip
+    limit_seconds, limit_bytes = copy_limit(await fresh(dsn, "bench_limit"), files["whole"], folder)
+    ratio = whole["wall_seconds"] / limit_seconds
+    say(f"psql \\copy of the same bytes: {whole['signals'] / limit_seconds:,.0f} signals/s "
+        f"({limit_bytes / 1e6:.0f} MB in {limit_seconds:.2f} s): the import takes {ratio:.2f}x as long")  # fmt: skip
+
+    tiny = folder / "tiny.log"
     demo.write_capture(tiny, NAIVE_SECONDS)
-    say(f"capture: {result['frames']:,} frames, {long.stat().st_size / 1e6:.0f} MB")
-
-    databases = [await fresh(dsn, f"bench_{name}") for name in ("long", "short", "limit", "tiny")]
-    ours = import_as_a_process(databases[0], long)
-    tenth = import_as_a_process(databases[1], short)
-    rate = ours["signals"] / ours["wall_seconds"]
-    limit_seconds, limit_bytes = copy_limit(databases[2], long, folder)
-    say(f"import, whole process: {rate:,.0f} signals/s, {ours['frames'] / ours['wall_seconds']:,.0f} frames/s "
-        f"({ours['signals']:,} signals, {ours['wall_seconds']:.2f} s, CPU {ours['cpu_seconds']:.2f} s)")  # fmt: skip
-    say(f"psql \\copy of the same bytes: {ours['signals'] / limit_seconds:,.0f} signals/s "
-        f"({limit_bytes / 1e6:.0f} MB, {limit_seconds:.2f} s): the import takes {ours['wall_seconds'] / limit_seconds:.2f}x as long")  # fmt: skip
-
-    import_as_a_process(databases[3], tiny)
-    by_hand = await naive(await fresh(dsn, "bench_naive", schema=False), databases[3], tiny)
+    ours = await fresh(dsn, "bench_tiny")
+    import_as_a_process(ours, tiny)
+    by_hand = await naive(await fresh(dsn, "bench_naive", schema=False), ours, tiny)
     say(f"script by hand: {by_hand:,.0f} signals/s: the import is {rate / by_hand:.0f}x as fast; stored values equal")
 
-    linear = (ours["wall_seconds"] / ours["frames"]) / (tenth["wall_seconds"] / tenth["frames"])
-    say(f"time per frame, whole file to a tenth of it: {linear:.2f}x")
-    say(f"peak memory: {ours['memory_mb']:.0f} MB, of a tenth of the file {tenth['memory_mb']:.0f} MB")
-    sample, frame = await sizes(databases[0])
+    # What a frame costs late in the file beside early in it; starting the process is no part of either.
+    late = (whole["wall_seconds"] - half["wall_seconds"]) / (whole["frames"] - half["frames"])
+    early = (half["wall_seconds"] - tenth["wall_seconds"]) / (half["frames"] - tenth["frames"])
+    say(f"a frame in the second half of the file takes {late / early:.2f}x as long as one in the first")
+    say(f"peak memory: {whole['memory_mb']:.0f} MB; of a tenth of the file: {tenth['memory_mb']:.0f} MB")
+    sample, frame = await sizes(dsn_of(dsn, "bench_whole"))
     say(f"stored: {sample:.2f} B per sample, {frame:.2f} B per raw frame, indexes included")
-    times = await queries(databases[0])
-    say(f"one channel, {times['rows']:,.0f} samples, aggregated: view {times['view_ms']:.1f} ms, plain table with a "
-        f"covering index {times['plain_ms']:.1f} ms: {times['view_ms'] / times['plain_ms']:.2f}x")  # fmt: skip
+    times = await queries(dsn_of(dsn, "bench_half"))
+    for name, what in (("whole", "aggregated"), ("by_second", "aggregated by second")):
+        view, table = times[f"{name}_view_ms"], times[f"{name}_table_ms"]
+        say(f"one channel, {times['rows']:,} samples, {what}: view {view:.1f} ms, "
+            f"plain table with a covering index {table:.1f} ms: {view / table:.2f}x")  # fmt: skip
     say(f"signals_overview, 24 h at 100 Hz, 1,000 points: {times['overview_ms']:.2f} ms")
-    return result | times | {
-        "signals_per_second": rate, "wall_seconds": ours["wall_seconds"], "limit_seconds": limit_seconds,
-        "naive_signals_per_second": by_hand, "linearity": linear, "memory_mb": ours["memory_mb"],
-        "memory_mb_tenth": tenth["memory_mb"], "bytes_per_sample": sample, "bytes_per_frame": frame,
+    return times | {
+        "signals_per_second": rate, "limit_seconds": limit_seconds, "naive_signals_per_second": by_hand,
+        "late_to_early": late / early, "bytes_per_sample": sample, "bytes_per_frame": frame, "imports": imports,
     }  # fmt: skip
 
 
@@ -275,7 +310,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=int, default=3600, help="of driving in the capture")
+    parser.add_argument("--seconds", type=int, default=7200, help="of driving in the capture")
     parser.add_argument("--dsn", help="a server where databases may be made")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()

@@ -134,6 +134,7 @@ def _frame_row(batch: FrameBatch, chunk: slice, placement: Placement) -> list[Bu
     width = data.shape[1]
     # Boolean selection from a matrix goes row by row: it takes the payloads out of their padding, in wire order.
     payload = data if (length == width).all() else data[np.arange(width) < length[:, np.newaxis]]
+    flags, lengths = batch.flags[chunk].tobytes(), length.astype(">u2").tobytes()
     return [
         struct.pack(">hi16si", len(FRAME_CHUNK_COLUMNS), 16, placement.session_id.bytes, len(source)),
         source,
@@ -147,10 +148,12 @@ def _frame_row(batch: FrameBatch, chunk: slice, placement: Placement) -> list[Bu
         ),
         *_array(ts_ns, INT8),
         *_array(batch.arbitration_id[chunk], INT4),
-        *_array(batch.flags[chunk], INT2),
-        *_array(length, INT2),
+        struct.pack(">i", len(flags)),
+        flags,
+        struct.pack(">i", len(lengths)),
+        lengths,
         struct.pack(">i", payload.size),
-        memoryview(payload.tobytes()),
+        payload.tobytes(),
     ]  # fmt: skip
 
 

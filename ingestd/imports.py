@@ -186,8 +186,9 @@ async def import_file(
     capture = await asyncio.to_thread(
         open_capture, path, source_names=options.source_names, rate=options.rate, timezone=options.timezone
     )
-    sha256 = await asyncio.to_thread(sha256_of, path)
+    hashing = asyncio.create_task(asyncio.to_thread(sha256_of, path))  # while we connect
     async with open_catalogue(dsn) as catalogue:
+        sha256 = await hashing
         feeds = await catalogue.feeds_of_file(sha256)
         feed = _choose(feeds, options, path)
         if feed is not None and feed.completed:

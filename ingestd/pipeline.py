@@ -99,6 +99,8 @@ def prepare(
     transaction completes the feed; a feed without frames gives one empty transaction.
     """
     counts, chunks = Counts(**(state or {}).get("counts", {})), int((state or {}).get("chunks", 0))
+    clock_set = placement.clock_state is ClockState.SET
+    last_ns = int((state or {}).get("last_ns", -(2**63)))
     upcoming = next(feed, None)
     while True:
         item = upcoming if upcoming is not None else FeedItem([], 0, {})
@@ -111,8 +113,7 @@ def prepare(
         chunks += copies[0].rows
         if store_frames:
             copies.append(encode_frames(frames, placement))
-        known_time = placement.clock_state is ClockState.SET and frames
-        last_ns = max(int(batch.ts_ns.max()) for batch in frames) if known_time else None
+        last_ns = max([last_ns, *(int(batch.ts_ns.max()) for batch in frames)])
         upcoming = next(feed, None)
         position_new = position + sum(map(len, frames))
         yield Transaction(
@@ -121,9 +122,9 @@ def prepare(
                 position_new=position_new,
                 groups=[batch.group for batch in signals],
                 copies=copies,
-                decoder_state={"counts": asdict(counts), "chunks": chunks, **item.notes},
-                ended_utc=None if last_ns is None else utc(last_ns + placement.utc_offset_ns),
+                decoder_state={"counts": asdict(counts), "chunks": chunks, "last_ns": last_ns, **item.notes},
                 completed=upcoming is None,
+                ended_utc=utc(last_ns + placement.utc_offset_ns) if counts.frames and clock_set else None,
             ),
             Counts(**asdict(counts)),
             chunks,

@@ -1,6 +1,6 @@
 """What every test may ask for: a PostgreSQL server, databases on it, and the shared captures.
 
-The server is the embedded one, new for this run; INGESTD_TEST_DSN names another one, as a user that may create databases.
+The server is the embedded one, new for this run; INGESTD_TEST_DSN names another, as a user who may create databases.
 INGESTD_TEST_DATA names the folder of the captures; with CI set, missing captures fail the tests that need them.
 """
 

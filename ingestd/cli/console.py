@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime
@@ -33,6 +34,9 @@ def warn(message: str) -> None:
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine on the fastest event loop there is."""
+    # When a connection is cut in the middle of a COPY, asyncpg leaves a future behind that nobody asks, and asyncio
+    # prints it. What happened has been reported by then.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if sys.platform == "win32":
         return asyncio.run(work)
     import uvloop

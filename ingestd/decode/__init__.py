@@ -1,1 +1,1 @@
-"""Frames to signals: signal databases (`databases`), the columnar decoder of one bus (`can`) and its layouts (`layout`)."""
+"""Frames to signals: signal databases (`databases`), the decoder of a bus (`can`), and its layouts (`layout`)."""

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cantools
-
 from ingestd.errors import SignalDatabaseError, UsageError
 
 Match = Literal["auto", "id", "pgn"]
@@ -30,7 +28,7 @@ FORMATS = {".dbc": "dbc", ".kcd": "kcd", ".sym": "sym", ".arxml": "arxml"}
 
 @dataclass(frozen=True, slots=True)
 class SignalDefinition:
-    """Where a signal's bits are and what they mean. `scale` and `offset` are ints where the database has whole numbers."""
+    """Where a signal's bits are and what they mean. `scale` and `offset` are ints where they are whole numbers."""
 
     name: str
     start: int
@@ -127,6 +125,8 @@ def _text(content: bytes) -> str:
 
 
 def _parse(path: Path, text: str, kind: str, warnings: list[str]) -> Any:
+    import cantools  # Not above: it takes 0.4 s, and commands that read no database need not wait for it.
+
     try:
         return cantools.database.load_string(text, database_format=kind, strict=True)
     except Exception as error:  # cantools raises whatever its parsers meet: ParseError, KeyError, ValueError …

@@ -210,7 +210,7 @@ class Layout:
         self._patterns = _Limits.make(signals, patterns)
 
     def decode(self, words: Words, ts_ns: Int64s) -> list[SignalBatch]:
-        """The signals of all frames, a batch per group. words: uint64[frames, words of a payload], ts_ns: int64[frames]."""
+        """The signals of all frames, a batch per group. words: uint64[frames, words], ts_ns: int64[frames]."""
         if not self.signals:
             return []
         raw = self._raw(words)

@@ -17,6 +17,7 @@ import asyncpg
 
 from ingestd.errors import StoreUnavailable
 from ingestd.store.faults import translate
+from ingestd.store.migrate import check
 
 CONNECT_SECONDS_MAX = 10.0
 STATEMENT_SECONDS_MAX = 60.0
@@ -29,6 +30,10 @@ SETTINGS = {
     "idle_in_transaction_session_timeout": "30s",
 }
 
+# What asyncpg raises. InternalClientError is a connection that was cut in the middle of an operation (met in the tests
+# that terminate backends: "cannot switch to state …").
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
 # pglz, the default, costs three times the server's time; not every server is built with lz4.
 PREFER_LZ4 = """
 SELECT set_config('default_toast_compression', 'lz4', false)
@@ -39,13 +44,21 @@ FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumv
 async def connect(dsn: str, name: str) -> asyncpg.Connection:
     """Open a connection called `name` in pg_stat_activity (63 bytes at most).
 
-    Raises StoreUnavailable or StoreError with what to do.
+    Raises StoreUnavailable, or StoreError if the database refuses us or its schema is not the one we need.
     """
     async with faults(dsn, CONNECT_SECONDS_MAX):
-        connection = await asyncpg.connect(
-            dsn, timeout=CONNECT_SECONDS_MAX, server_settings={"application_name": name, **SETTINGS}
-        )
-        await connection.execute(PREFER_LZ4)
+        try:
+            connection = await asyncpg.connect(
+                dsn, timeout=CONNECT_SECONDS_MAX, server_settings={"application_name": name, **SETTINGS}
+            )
+        except ValueError as error:  # a DSN that asyncpg cannot parse
+            raise translate(error, dsn) from error
+        try:
+            await connection.execute(PREFER_LZ4)
+            await check(dsn, connection)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
 
@@ -62,6 +75,6 @@ async def faults(
             on_failure()
         if isinstance(error, TimeoutError):
             raise StoreUnavailable(f"PostgreSQL did not answer within {seconds_max:g} s") from error
-        if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError | ValueError):
+        if isinstance(error, DRIVER_ERRORS):
             raise translate(error, dsn) from error
         raise

@@ -83,15 +83,13 @@ def start(directory: Path | None = None) -> str:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(directory):
-            try:
-                return _start(wheel, directory)
-            except subprocess.CalledProcessError:
-                # Found in the instant of its death, when the process is still there and nobody answers.
-                if not _wait(lambda: _find(directory) is None, 2.0):
-                    raise
-                return _start(wheel, directory)
+            # A server can be met in the instant of its death: the process is still there, and nobody answers.
+            dsn = _attempt(wheel, directory) or _attempt(wheel, directory)
     except (OSError, subprocess.SubprocessError, AssertionError) as error:
         raise _failure(directory, error) from error
+    if dsn is None:
+        raise _failure(directory, None)
+    return dsn
 
 
 def running(directory: Path | None = None) -> str | None:
@@ -170,24 +168,30 @@ def _exclusive(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _start(wheel: Any, directory: Path) -> str:
-    server, unfinished = _find(directory), _unfinished(directory)
-    if server is None:
+def _attempt(wheel: Any, directory: Path) -> str | None:
+    """The DSN of a server that answers; None if one that was found running has gone meanwhile."""
+    unfinished, found = _unfinished(directory), _find(directory)
+    if found is None:
         _clear(directory)
         if unfinished.exists() and directory.exists():
             shutil.rmtree(directory)
         if not (directory / "PG_VERSION").exists():
             unfinished.touch()
         _launch(wheel, directory)
-    if not _wait(lambda: (found := _find(directory)) is None or found.ready, START_SECONDS_MAX):
+    if not _wait(lambda: (server := _find(directory)) is None or server.ready, START_SECONDS_MAX):
         raise StoreError(
             f"the embedded PostgreSQL in {directory} is not ready after {START_SECONDS_MAX:g} s",
             f"it may still be recovering; see {directory / 'log'}",
         )
     server = _find(directory)
     if server is None:
-        raise _failure(directory, None)
-    _make_database(server)
+        return None
+    try:
+        _make_database(server)
+    except subprocess.CalledProcessError:
+        if found is not None and _wait(lambda: _find(directory) is None, 2.0):
+            return None
+        raise
     unfinished.unlink(missing_ok=True)
     return server.dsn()
 

@@ -61,6 +61,7 @@ def _state(message: str, hint: str, *, retry: bool = False) -> Fault:
 
 
 UNREACHABLE = _transient("PostgreSQL cannot be reached at {where}: {said}", "is it running, and is the address right?")
+BROKEN = _transient("the connection to {where} broke: {said}")
 UNKNOWN = Fault(Cause.UNKNOWN, "PostgreSQL at {where} failed: {said}")
 BAD_DSN = _state("the address of the database cannot be used: {said}", "it looks like postgresql://user@host:5432/name")
 TIMED_OUT = _transient(
@@ -145,6 +146,8 @@ def classify(error: BaseException) -> Fault:
         return BAD_DSN
     if isinstance(origin, OSError):
         return UNREACHABLE
+    if isinstance(origin, asyncpg.InterfaceError | asyncpg.InternalClientError):
+        return BROKEN
     return UNKNOWN
 
 

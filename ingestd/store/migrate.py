@@ -16,20 +16,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from ingestd.errors import StoreError
 from ingestd.store.faults import place, translate
+
+# Alembic and SQLAlchemy are imported where they are used: it takes 0.3 s, and most commands only check the revision.
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
 
 VERSION_TABLE = "ingestd_version"
 LOCK_KEY = 0x696E67657374  # "ingest"; any number that nobody else locks.
@@ -56,55 +53,79 @@ def schema_path() -> Path:
     return _shipped("schema.sql")
 
 
+def _scripts(scripts: Path | None) -> Path:
+    return scripts or _shipped("migrations")
+
+
+def _revisions(scripts: Path | None) -> list[str]:
+    """The revisions in order, by the names of their files: 0001_initial.py is revision 0001 (a test keeps it so)."""
+    return sorted(path.name.partition("_")[0] for path in (_scripts(scripts) / "versions").glob("[0-9]*_*.py"))
+
+
 def _config(scripts: Path | None) -> Config:
+    from alembic.config import Config
+
     config = Config()
     # configparser takes a percent sign for the beginning of a reference.
-    config.set_main_option("script_location", str(scripts or _shipped("migrations")).replace("%", "%%"))
+    config.set_main_option("script_location", str(_scripts(scripts)).replace("%", "%%"))
     return config
 
 
 def head(scripts: Path | None = None) -> str:
     """The revision this release of ingestd works with."""
-    newest = ScriptDirectory.from_config(_config(scripts)).get_current_head()
-    if newest is None:
+    revisions = _revisions(scripts)
+    if not revisions:
         raise StoreError("this installation of ingestd has no migrations", "install it again")
-    return newest
+    return revisions[-1]
 
 
 def history(scripts: Path | None = None) -> list[Revision]:
     """All revisions, the oldest first."""
+    from alembic.script import ScriptDirectory
+
     walk = ScriptDirectory.from_config(_config(scripts)).walk_revisions()
     return [Revision(script.revision, script.doc) for script in reversed(list(walk))]
 
 
 async def upgrade(dsn: str, revision: str = "head", *, scripts: Path | None = None) -> None:
     """Bring the schema up to `revision`; nothing happens if it is there. `scripts`: other migrations, for tests."""
+    from alembic import command
+
     await _run(dsn, scripts, lambda config: command.upgrade(config, revision))
 
 
 async def downgrade(dsn: str, revision: str, *, scripts: Path | None = None) -> None:
     """Take the schema back to `revision` ("base" for nothing at all, "-1" for one step); what it held is lost."""
+    from alembic import command
+
     await _run(dsn, scripts, lambda config: command.downgrade(config, revision))
 
 
 async def current(dsn: str) -> str | None:
     """The revision of the database, or None if it has no schema of ours."""
     async with _connection(dsn) as connection:
-        if await connection.fetchval("SELECT to_regclass($1)", VERSION_TABLE) is None:
-            return None
-        version: str | None = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")
-        return version
+        return await _current(connection)
 
 
-async def check(dsn: str) -> None:
-    """Raise StoreError, naming the command that helps, unless the schema is the one this release works with."""
-    found, expected = await current(dsn), head()
+async def _current(connection: asyncpg.Connection) -> str | None:
+    if await connection.fetchval("SELECT to_regclass($1)", VERSION_TABLE) is None:
+        return None
+    version: str | None = await connection.fetchval(f"SELECT version_num FROM {VERSION_TABLE}")
+    return version
+
+
+async def check(dsn: str, connection: asyncpg.Connection | None = None) -> None:
+    """Raise StoreError, naming the command that helps, unless the schema is the one this release works with.
+
+    `connection` is an open one to `dsn`, to spare making another.
+    """
+    found, expected = await (current(dsn) if connection is None else _current(connection)), head()
     if found == expected:
         return
     where = place(dsn)
     if found is None:
         raise StoreError(f"the database {where} has no ingestd schema", "run `ingestd db init`")
-    if found in {revision.id for revision in history()}:
+    if found in _revisions(None):
         raise StoreError(
             f"the schema of {where} is at revision {found}, older than this ingestd, which needs {expected}",
             "run `ingestd db upgrade`",
@@ -128,6 +149,11 @@ async def _connection(dsn: str) -> AsyncIterator[Any]:
 
 
 async def _run(dsn: str, scripts: Path | None, work: Callable[[Config], None]) -> None:
+    from alembic.util import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
     config = _config(scripts)
     config.attributes["version_table"] = VERSION_TABLE
 

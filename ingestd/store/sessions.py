@@ -22,7 +22,6 @@ import asyncpg
 
 from ingestd.errors import StoreError, UsageError
 from ingestd.store.connection import connect, faults
-from ingestd.store.migrate import check
 from ingestd.store.writer import FeedRow
 
 CAPTURE_TIME_BASE = "capture"
@@ -186,8 +185,7 @@ class Catalogue:
 
 @asynccontextmanager
 async def open_catalogue(dsn: str) -> AsyncIterator[Catalogue]:
-    """A `Catalogue` over a connection of its own, to a database whose schema is the one this program needs."""
-    await check(dsn)
+    """A `Catalogue` over a connection of its own."""
     connection = await connect(dsn, "ingestd/catalogue")
     try:
         yield Catalogue(dsn, connection)

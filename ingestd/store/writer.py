@@ -26,7 +26,6 @@ import asyncpg
 from ingestd.errors import FeedError
 from ingestd.model import CopyData, SignalGroup
 from ingestd.store.connection import connect, faults
-from ingestd.store.migrate import check
 
 COMMIT_SECONDS_MAX = 300.0  # One batch: a few megabytes. A server that takes longer is treated as gone.
 LOCK_SECONDS_MAX = 10.0  # A killed process's backend notices within this time; a living one keeps the lock.
@@ -71,8 +70,8 @@ class FeedBatch:
     groups: Sequence[SignalGroup]
     copies: Sequence[CopyData]
     decoder_state: dict[str, Any] = field(default_factory=dict)  # what to know to go on from `position_new`
-    ended_utc: datetime | None = None  # the session lasts at least until here
-    completed: bool = False  # this is the feed's last batch
+    completed: bool = False  # this is the feed's last batch …
+    ended_utc: datetime | None = None  # … and then the session lasts at least until here
 
 
 class Writer:
@@ -90,9 +89,8 @@ class Writer:
         return f"<Writer {self._name}: {'open' if self._connection else 'closed'}>"
 
     async def open(self) -> None:
-        """Connect, check the schema and take the feed. Raises StoreError, StoreUnavailable, FeedError."""
+        """Connect and take the feed. Raises StoreError, StoreUnavailable, FeedError."""
         self.terminate()
-        await check(self._dsn)
         self._connection = await connect(self._dsn, self._name)
         if self._opened_before:
             await self._end_own_older_backends()
@@ -144,7 +142,7 @@ class Writer:
             for data in batch.copies:
                 if data.rows:
                     await _copy(connection, data)
-            if batch.ended_utc is not None:
+            if batch.completed:
                 await connection.execute(
                     """
                     UPDATE sessions SET ended_utc = greatest(ended_utc, $2), updated_utc = now()

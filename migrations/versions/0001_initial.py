@@ -1,6 +1,7 @@
 """The schema of the first release.
 
-Its tables, views and functions are explained in schema.sql. Frozen: what a release has shipped is changed by a new revision, never here.
+Its tables, views and functions are explained in schema.sql. Frozen: what a release has shipped is changed by a new
+revision, never here.
 
 Revision ID: 0001
 """
@@ -105,16 +106,16 @@ CREATE TABLE frame_chunks (
     frame_count     integer NOT NULL,
     ts_mono_ns      bigint[] NOT NULL,
     arbitration_id  integer[] NOT NULL,
-    flags           smallint[] NOT NULL,
-    lengths         smallint[] NOT NULL,
+    flags           bytea NOT NULL,
+    lengths         bytea NOT NULL,
     data            bytea NOT NULL,
     PRIMARY KEY (session_id, id),
     CONSTRAINT frame_chunks_frame_count CHECK (frame_count BETWEEN 1 AND 4096),
     CONSTRAINT frame_chunks_span CHECK (mono_start_ns <= mono_end_ns),
     CONSTRAINT frame_chunks_shape CHECK (cardinality(ts_mono_ns) = frame_count
         AND cardinality(arbitration_id) = frame_count
-        AND cardinality(flags) = frame_count
-        AND cardinality(lengths) = frame_count)
+        AND octet_length(flags) = frame_count
+        AND octet_length(lengths) = 2 * frame_count)
 )
 """,
     """
@@ -205,17 +206,20 @@ SELECT c.id * 131072 + (f.ordinal - 1) AS id,
            'data', encode(substring(d.data FROM (f.data_end - f.length + 1)::integer FOR f.length), 'hex')
        ) AS payload_json
 FROM frame_chunks c
-CROSS JOIN LATERAL (SELECT c.data || ''::bytea AS data OFFSET 0) d
+CROSS JOIN LATERAL (SELECT c.data || ''::bytea AS data, c.flags || ''::bytea AS flags, c.lengths || ''::bytea AS lengths
+                    OFFSET 0) d
 CROSS JOIN LATERAL (
-    SELECT u.ordinal, u.ts_mono_ns, u.arbitration_id, u.flags, u.length,
-           sum(u.length) OVER (ORDER BY u.ordinal) AS data_end
+    SELECT l.ordinal, l.ts_mono_ns, l.arbitration_id, get_byte(d.flags, l.ordinal - 1) AS flags, l.length,
+           sum(l.length) OVER (ORDER BY l.ordinal) AS data_end
     FROM (
-        SELECT generate_series(1, c.frame_count) AS ordinal,
-               unnest(c.ts_mono_ns) AS ts_mono_ns,
-               unnest(c.arbitration_id) AS arbitration_id,
-               unnest(c.flags) AS flags,
-               unnest(c.lengths) AS length
-    ) u
+        SELECT u.ordinal, u.ts_mono_ns, u.arbitration_id,
+               get_byte(d.lengths, 2 * u.ordinal - 2) * 256 + get_byte(d.lengths, 2 * u.ordinal - 1) AS length
+        FROM (
+            SELECT generate_series(1, c.frame_count) AS ordinal,
+                   unnest(c.ts_mono_ns) AS ts_mono_ns,
+                   unnest(c.arbitration_id) AS arbitration_id
+        ) u
+    ) l
 ) f
 """,
     """

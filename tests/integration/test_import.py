@@ -50,7 +50,8 @@ async def contents(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
     """Everything the views show, apart from ids, as a sorted multiset."""
     signals = await fetch(
         dsn,
-        "SELECT session_id::text, source, channel, ts_utc, ts_mono_ns, value_num, value_text, unit, quality FROM signals",
+        "SELECT session_id::text, source, channel, ts_utc, ts_mono_ns, value_num, value_text, unit, quality"
+        " FROM signals",
     )
     frames = await fetch(dsn, "SELECT session_id::text, ts_utc, ts_mono_ns, payload_json FROM frames")
     return {
@@ -188,7 +189,7 @@ async def test_real_captures_equal_other_peoples_decoding(
 
 
 async def test_transport_segments_are_not_decoded(migrated: str, shared_data: Path) -> None:
-    """Every frame of the UDS capture has a known id, yet none decodes before reassembly: single frames would be wrong."""
+    """Every frame of the UDS capture has a known id, yet none is decoded: frames alone mean nothing."""
     how = options((shared_data / "dbc/css_tp_uds.dbc", "auto"))
     counts = (await import_file(shared_data / "can/kona_ev_uds.mf4", how, migrated)).counts
     assert (counts.frames, counts.decoded, counts.undecoded, counts.signals) == (2010, 0, 2010, 0)

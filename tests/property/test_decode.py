@@ -119,7 +119,7 @@ class Oracle:
             except DecodeError:
                 return None
         values: dict[str, Any] = {}
-        for name, message in self.single.items():
+        for message in self.single.values():
             values |= message.decode(payload, decode_choices=False, allow_truncated=True)
         if not self.message.is_multiplexed():
             return values

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestd.model import Flag
-from ingestd.sources.candump import LINE_BYTES_MAX, CandumpParser, LineError, LineFrame, parse_line
+from ingestd.sources.captures.candump import CandumpParser
+from ingestd.sources.captures.candump_lines import LineFrame, parse_line
+from ingestd.sources.captures.text import LINE_BYTES_MAX, LineError
 
 DATA = Path(os.environ.get("INGESTD_TEST_DATA", str(Path(__file__).parents[3] / "shared" / "data")))
 STAMP = 1436509052_249713000
@@ -38,13 +40,14 @@ def parse(*blocks: bytes, rate: Fraction | None = None) -> Parsed:
     parser = CandumpParser(lambda number, reason: result.damage.append((number, reason)), rate)
     for block in blocks:
         found = parser.parse(block)
-        assert found.data.shape[1] % 8 == 0
-        for row, length in enumerate(found.length.tolist()):
-            assert not found.data[row, length:].any()
+        columns = found.frames
+        assert columns.data.shape[1] % 8 == 0
+        for row, length in enumerate(columns.length.tolist()):
+            assert not columns.data[row, length:].any()
             interface = found.interfaces[found.interface[row]]
-            payload = found.data[row, :length].tobytes()
-            identifier, flags = int(found.arbitration_id[row]), int(found.flags[row])
-            result.frames.append(LineFrame(int(found.ts_ns[row]), interface, identifier, flags, payload))
+            payload = columns.data[row, :length].tobytes()
+            identifier, flags = int(columns.arbitration_id[row]), int(columns.flags[row])
+            result.frames.append(LineFrame(int(columns.ts_ns[row]), interface, identifier, flags, payload))
     return result
 
 
@@ -153,6 +156,41 @@ def test_comments_blank_lines_line_ends_and_missing_newline() -> None:
     parsed = parse(text)
     assert parsed.frames == [LineFrame(STAMP, b"can0", 0x123, 0, b"\x11\x22")] * 21
     assert parsed.damage == [(26, "not a candump line")]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        AT + b"can0 12345678\n#1\n",
+        AT + b"can0 12345678 T\n#1\n",
+        AT + b"can0 123 T\n#122\n",
+        AT + b"can0 x 123#11\n",
+        AT + b"can0123#11\n",
+        AT + b"can0 1_2#11\n",
+        AT + b"can0 123##11\n",
+        b"#1122334455\n",
+        b"[1436509052.249713) can0 123#11\n",
+        b"(1436509052,249713) can0 123#11\n",
+        b"(1436509052.24971:) can0 123#11\n",
+        b"(14365090/2.249713) can0 123#11\n",
+    ],
+)
+def test_what_only_resembles_a_frame_is_none(odd: bytes) -> None:
+    """A line that differs from its good neighbours in one sign is no frame, and neither are they changed by it."""
+    good = AT + b"can0 123#11\n"
+    parsed = parse((good * 3 + odd) * 10 + good)
+    assert parsed.frames == [LineFrame(STAMP, b"can0", 0x123, 0, b"\x11")] * 31
+    assert len(parsed.damage) == (0 if odd.startswith(b"#") else 10)
+
+
+def test_stamps_of_several_layouts_in_one_block() -> None:
+    """The columns are for one layout and names of 15 bytes; lines with others are read all the same."""
+    stamps = [b"1436509052.249713", b"1436509052.2497", b"999.999999", b"1000.000001", b"1436509052.249713001"]
+    lines = [b"(%s) %s 123#%02X\n" % (stamp, name, n) for n, stamp in enumerate(stamps) for name in (b"c", b"y" * 16)]
+    parsed = parse(*[b"".join(lines[n:] + lines[:n]) * 20 for n in range(len(lines))])
+    alone = [parse(line).frames[0] for line in lines]
+    assert parsed.frames == [frame for n in range(len(lines)) for frame in (alone[n:] + alone[:n]) * 20]
+    assert parsed.damage == []
 
 
 def test_old_format_and_its_preamble() -> None:
@@ -289,13 +327,14 @@ def test_equals_python_can(name: str) -> None:
     if not path.exists():
         pytest.skip(f"no test data at {DATA}; set INGESTD_TEST_DATA")
     found = CandumpParser(lambda number, reason: pytest.fail(f"{number}: {reason}")).parse(path.read_bytes())
+    columns = found.frames
     messages = list(can.CanutilsLogReader(path))
-    assert len(messages) == len(found.ts_ns)
+    assert len(messages) == len(columns.ts_ns)
     stamps = np.array([round(message.timestamp * 1e6) * 1000 for message in messages])
-    assert np.array_equal(stamps, found.ts_ns)
-    assert [message.arbitration_id for message in messages] == found.arbitration_id.tolist()
-    assert [message.is_extended_id for message in messages] == ((found.flags & Flag.EXTENDED) != 0).tolist()
-    assert [message.is_fd for message in messages] == ((found.flags & Flag.FD) != 0).tolist()
-    rows = zip(found.data, found.length.tolist(), strict=True)
+    assert np.array_equal(stamps, columns.ts_ns)
+    assert [message.arbitration_id for message in messages] == columns.arbitration_id.tolist()
+    assert [message.is_extended_id for message in messages] == ((columns.flags & Flag.EXTENDED) != 0).tolist()
+    assert [message.is_fd for message in messages] == ((columns.flags & Flag.FD) != 0).tolist()
+    rows = zip(columns.data, columns.length.tolist(), strict=True)
     assert [bytes(message.data) for message in messages] == [data[:length].tobytes() for data, length in rows]
     assert [message.channel for message in messages] == [found.interfaces[i].decode() for i in found.interface]

@@ -6,6 +6,8 @@ import gzip
 import math
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +21,9 @@ import pytest
 
 from ingestd.errors import CaptureError, UsageError
 from ingestd.model import ClockState, Flag
-from ingestd.sources.captures import CandumpCapture, Capture, CaptureBatch, Options, open_capture
+from ingestd.sources.captures import Capture, CaptureBatch, open_capture
+from ingestd.sources.captures.base import SOURCES_MAX, Options
+from ingestd.sources.captures.candump import CandumpCapture
 
 DATA = Path(os.environ.get("INGESTD_TEST_DATA", str(Path(__file__).parents[3] / "shared" / "data")))
 needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"no test data at {DATA}; set INGESTD_TEST_DATA")
@@ -172,6 +176,15 @@ def test_mf4_without_asammdf_says_what_to_install(write: Write, monkeypatch: pyt
         open_capture(write("a.mf4", b"MDF     4.10    " + bytes(1000)))
 
 
+def test_a_format_is_imported_when_a_file_of_it_is_opened(write: Write) -> None:
+    """Neither the package nor candump costs the time that python-can, asammdf and pandas take to import."""
+    code = (
+        "import sys; from ingestd.sources.captures import open_capture; open_capture(sys.argv[1]); "
+        "sys.exit(' '.join({'can', 'asammdf', 'pandas'} & set(sys.modules)) or None)"
+    )
+    subprocess.run([sys.executable, "-c", code, write("a.log", LOG)], check=True, cwd=Path(__file__).parents[2])
+
+
 # Batches.
 
 
@@ -214,6 +227,13 @@ def test_sources_can_be_renamed(write: Write) -> None:
     (batch,) = capture.batches()
     assert batch.sources == ("powertrain",)
     assert batch.source_index.tolist() == [0, 0, 0]
+
+
+def test_more_sources_than_an_index_can_tell_apart_are_refused(write: Write) -> None:
+    """Source indices have 16 bits; a file with more names than that is no capture."""
+    path = write("a.log", "".join(f"(1.0) c{n} 123#\n" for n in range(SOURCES_MAX + 1)))
+    with pytest.raises(CaptureError, match="more than 65535 sources"):
+        rows(open_capture(path))
 
 
 def test_width_follows_the_longest_payload_of_the_batch(write: Write) -> None:

@@ -30,6 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"imports"}),
     frozenset({"daemon", "survey"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 # The bottom layer is shared by all and so may build on itself, in this direction only: importer → imported.
@@ -66,7 +67,7 @@ FENCES: dict[str, frozenset[str]] = {
 # "module:function" → what becomes of the error. A handler that ends with `raise` needs no entry: it swallows nothing.
 BROAD_EXCEPTS: dict[str, str] = {
     "decode.databases:_parse": "cantools' parsers raise whatever they meet; becomes an error naming file and reason",
-    "sources.captures:_load": "asammdf lets through whatever a damaged file makes it raise; becomes a CaptureError",
+    "sources.captures.mf4:_load": "asammdf lets through whatever a damaged file makes it raise; becomes a CaptureError",
 }
 
 # Modules named like one of the standard library's: harmless only inside a package, and only these.

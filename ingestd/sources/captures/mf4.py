@@ -1,0 +1,154 @@
+"""MDF 4 with bus logging (ASAM MDF bus logging, as CANedge writes it), read by asammdf.
+
+Limits: frames of all channel groups are merged by time, those of one stamp in the order of their groups. All of them
+are in memory at once: some 100 bytes a frame.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingestd.errors import CaptureError
+from ingestd.model import Flag, FrameBatch
+from ingestd.sources.captures.base import (
+    EXTENDED_ID_MAX,
+    STANDARD_ID_MAX,
+    Capture,
+    CaptureBatch,
+    Options,
+    Sources,
+    padded_width,
+)
+from ingestd.sources.captures.dates import local_ns
+
+Columns = dict[str, NDArray[Any]]
+
+
+class Mf4Capture(Capture):
+    """MDF 4 with bus logging (ASAM MDF bus logging, as CANedge writes it), read by asammdf.
+
+    Frames of all channel groups are merged by time, those of one stamp in the order of their groups. All of them are
+    in memory at once: some 100 bytes a frame.
+    """
+
+    kind = "mf4"
+
+    def __init__(self, path: Path, options: Options) -> None:
+        super().__init__(path, options)
+        self._table, date = self._load()
+        self._set_clock(date)
+
+    def _pieces(self) -> Iterator[CaptureBatch]:
+        sources, table = Sources(self._options.source_names), self._table
+        if table is not None:
+            columns = (table[name] for name in ("ts_ns", "id", "flags", "length", "data"))
+            index = sources.indices(table["channel"])
+            yield CaptureBatch(FrameBatch("", *columns), index, sources.seen(), self.size_bytes)
+
+    def _load(self) -> tuple[Columns | None, int | None]:
+        with self.path.open("rb") as file:
+            version = file.read(16)[8:].decode("ascii", "replace").strip(" \0")
+        if version[:1] != "4":
+            raise CaptureError(f"{self.path} is MDF {version}, without bus frames", "convert it to MF4")
+        try:
+            mdf = _open_mdf(self.path)
+            try:
+                groups = [group for index in range(len(mdf.groups)) for group in self._group(mdf, index)]
+                return _merge(groups), self._date(mdf.header)
+            finally:
+                mdf.close()
+        except (CaptureError, OSError, MemoryError):
+            raise
+        except Exception as error:  # asammdf lets through whatever a damaged file makes its code raise.
+            raise CaptureError(f"{self.path} is damaged or not an MF4 file: {error}", "try asammdf's repair") from error
+
+    def _date(self, header: Any) -> int | None:
+        """The start of the measurement; where it is local time without a zone, in the zone of the options."""
+        if header.abs_time <= 0:
+            return None
+        if not header.time_flags & 1:
+            return int(header.abs_time)
+        return local_ns(int(header.abs_time), self._options.timezone)
+
+    def _group(self, mdf: Any, index: int) -> Iterator[Columns]:
+        """The columns of a channel group, if it holds CAN frames of any sort."""
+        names = {channel.name for channel in mdf.groups[index].channels}
+        for event, flag in (("CAN_DataFrame", 0), ("CAN_RemoteFrame", Flag.REMOTE), ("CAN_ErrorFrame", Flag.ERROR)):
+            if event in names and mdf.groups[index].channel_group.cycles_nr > 0:
+                signal = mdf.get(event, index, raw=False)
+                yield _mf4_columns(signal, event, int(flag))
+
+
+def _open_mdf(path: Path) -> Any:
+    """asammdf's object of an MDF 4 file, to be closed."""
+    try:
+        import asammdf  # An extra, and a second to import.
+        from asammdf.blocks.mdf_v4 import MDF4
+    except ImportError as error:
+        raise CaptureError(f"{path} is MF4, which needs asammdf", "pip install 'ingestd[mf4]'") from error
+    logging.getLogger(asammdf.__name__).setLevel(logging.CRITICAL)  # It logs what it also raises.
+
+    class QuietMDF4(MDF4):
+        def __del__(self) -> None:
+            """A file too damaged to open leaves an object without a header, whose finaliser would print an error."""
+            if hasattr(self, "header") and hasattr(self, "_file"):
+                super().__del__()
+            elif hasattr(self, "_tempfile"):
+                self._tempfile.close()
+
+    return QuietMDF4(path, original_name=path, __internal__=True)  # As asammdf's own class MDF makes it.
+
+
+def _mf4_columns(signal: Any, event: str, kind: int) -> Columns:
+    samples, count = signal.samples, len(signal.timestamps)
+
+    def column(name: str) -> NDArray[Any]:
+        name = f"{event}.{name}"
+        return samples[name] if name in samples.dtype.names else np.zeros(count, np.uint8)
+
+    number = column("ID").astype(np.uint32)
+    has_ide = f"{event}.IDE" in samples.dtype.names
+    extended = column("IDE") != 0 if has_ide else (number >> 31 != 0) | (number & EXTENDED_ID_MAX > STANDARD_ID_MAX)
+    direction = column("Dir")
+    sent = direction == b"Tx" if direction.dtype.kind == "S" else direction.astype(np.int64) == 1
+    flags = np.full(count, kind, np.uint8)
+    for name, flag in (("EDL", Flag.FD), ("BRS", Flag.BITRATE_SWITCH), ("ESI", Flag.ERROR_STATE)):
+        flags |= np.where(column(name) != 0, np.uint8(flag), np.uint8(0))
+    flags |= np.where(extended, np.uint8(Flag.EXTENDED), np.uint8(0))
+    flags |= np.where(sent, np.uint8(Flag.TRANSMITTED), np.uint8(0))
+    data = column("DataBytes")
+    data = data.reshape(count, -1) if data.ndim == 2 else np.zeros((count, 8), np.uint8)
+    length = np.minimum(column("DataLength").astype(np.uint16), min(data.shape[1], 64))
+    if kind & Flag.REMOTE:
+        length[:] = 0
+    width = padded_width(length)
+    padded = np.zeros((count, width), np.uint8)
+    shared = min(width, data.shape[1])
+    padded[:, :shared] = np.where(np.arange(shared) < length[:, None], data[:, :shared], 0)
+    return {
+        "stamp": signal.timestamps,
+        "ts_ns": np.round(signal.timestamps * 1e6).astype(np.int64) * 1000,
+        "id": number & np.uint32(EXTENDED_ID_MAX),
+        "flags": flags,
+        "length": length,
+        "data": padded,
+        "channel": column("BusChannel").astype(np.int64),
+    }
+
+
+def _merge(groups: list[Columns]) -> Columns | None:
+    """One table by time; frames of one stamp keep the order of the groups. None if there are no frames."""
+    if not groups:
+        return None
+    width = max(group["data"].shape[1] for group in groups)
+    for group in groups:
+        group["data"] = np.pad(group["data"], ((0, 0), (0, width - group["data"].shape[1])))
+    table = {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+    order = np.argsort(table.pop("stamp"), kind="stable")
+    return {name: column[order] for name, column in table.items()}

@@ -1,0 +1,85 @@
+"""The one retry loop: what a commit whose answer is lost, and a database that is gone, lead to.
+
+The writer is a stand-in: a connection that breaks exactly between COMMIT and its answer cannot be had on demand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ingestd import pipeline
+from ingestd.errors import FeedError, StoreUnavailable
+from ingestd.store.writer import FeedBatch
+
+BATCH = FeedBatch(position_old=10, position_new=20, groups=(), copies=())
+
+
+class Writer:
+    """Holds a position; `faults` says what each commit does: nothing odd, break before it, or after it."""
+
+    def __init__(self, position: int | None, faults: list[str]) -> None:
+        self.committed = position
+        self.faults = faults
+        self.is_open = True
+        self.commits = 0
+
+    async def open(self) -> None:
+        self.is_open = True
+
+    async def position(self) -> int | None:
+        return self.committed
+
+    async def commit(self, batch: FeedBatch) -> None:
+        self.commits += 1
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault != "before":
+            assert self.committed == batch.position_old, "committed twice"
+            self.committed = batch.position_new
+        if fault:
+            self.is_open = False
+            raise StoreUnavailable("the connection broke")
+
+
+async def commit(writer: Any, patience_seconds: float = 5.0) -> list[StoreUnavailable]:
+    retries: list[StoreUnavailable] = []
+    await pipeline.commit(writer, BATCH, patience_seconds=patience_seconds, on_retry=retries.append)
+    return retries
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "RETRY_SECONDS_MIN", 0.001)
+
+
+async def test_a_commit_whose_answer_is_lost_is_not_repeated() -> None:
+    """After COMMIT went through and the connection broke, the position read back says that it is done."""
+    writer = Writer(10, ["after"])
+    assert len(await commit(writer)) == 1
+    assert (writer.committed, writer.commits) == (20, 1)
+
+
+async def test_a_commit_that_did_not_happen_is_repeated() -> None:
+    """A connection that broke before COMMIT leaves the old position: the batch is written again, once."""
+    writer = Writer(10, ["before", "before"])
+    assert len(await commit(writer)) == 2
+    assert (writer.committed, writer.commits) == (20, 3)
+
+
+@pytest.mark.parametrize("position", [None, 0, 15, 30])
+async def test_any_other_position_is_refused(position: int | None) -> None:
+    """A position that is neither the old nor the new one means another database or another writer."""
+    writer = Writer(position, [])
+    writer.is_open = False
+    with pytest.raises(FeedError, match="expected was 10 or 20"):
+        await commit(writer)
+    assert writer.commits == 0
+
+
+async def test_patience_runs_out() -> None:
+    """A database that stays away ends the import with its own error, and nothing was written."""
+    writer = Writer(10, ["before"] * 10_000)
+    with pytest.raises(StoreUnavailable):
+        await commit(writer, patience_seconds=0.05)
+    assert writer.committed == 10
