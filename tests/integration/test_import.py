@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import csv
 import math
+import random
+import struct
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import numpy as np
 import pytest
 
 from ingestd.decode.databases import Match, load
+from ingestd.decode.layout import float8_text
 from ingestd.errors import FeedError, IngestdError, StoreError, UsageError
 from ingestd.imports import ImportOptions, ImportSummary, import_file
 from ingestd.pipeline import Binding
@@ -305,3 +309,31 @@ async def test_two_imports_of_one_file_at_once(migrated: str, small: tuple[Path,
     assert all(isinstance(result, ImportSummary | IngestdError) for result in results)
     [row] = await fetch(migrated, "SELECT count(*) AS n FROM signals")
     assert row["n"] == 7
+
+
+async def test_labels_are_keyed_as_postgresql_prints_numbers(migrated: str) -> None:
+    """Labels are looked up by the text of the value: ours is the server's, for numbers of every size."""
+    rng = random.Random(8)
+    values = [
+        0.0,
+        1.0,
+        -1.0,
+        0.1,
+        1e14,
+        1e15,
+        1e16,
+        -1e15,
+        1e-4,
+        1e-5,
+        5e-324,
+        1.7976931348623157e308,
+        0.30000000000000004,
+    ]
+    values += [rng.randint(-(2**40), 2**40) * rng.choice([1.0, 0.1, 0.25, 1e-7, 0.001]) for _ in range(2000)]
+    values += [float(np.float32(rng.uniform(-1e6, 1e6))) for _ in range(500)]
+    values += [struct.unpack("d", rng.randbytes(8))[0] for _ in range(2000)]
+    values = [value for value in values if not math.isnan(value)]
+    rows = await fetch(
+        migrated, "SELECT v::text FROM unnest($1::float8[]) WITH ORDINALITY AS u(v, n) ORDER BY n", values
+    )
+    assert [row[0] for row in rows] == [float8_text(value) for value in values]

@@ -1,0 +1,75 @@
+"""What errors of PostgreSQL mean: the fate of a batch, and the sentence for the operator."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from ingestd.errors import StoreError, StoreUnavailable
+from ingestd.store.faults import Cause, Fate, classify, place, redact, translate
+
+DSN = "postgresql://me:s3cret@db.garage/telemetry"
+
+
+def server_error(code: str, message: str = "said so") -> asyncpg.PostgresError:
+    """An error as asyncpg makes it from a server's answer."""
+    return asyncpg.PostgresError.new({"S": "ERROR", "C": code, "M": message})
+
+
+@pytest.mark.parametrize(
+    ("code", "cause", "unavailable", "hint"),
+    [
+        ("08006", Cause.TRANSIENT, True, ""),
+        ("08P01", Cause.UNKNOWN, False, ""),
+        ("22003", Cause.DATA, False, ""),
+        ("22023", Cause.UNKNOWN, False, ""),
+        ("22P04", Cause.DATA, False, ""),
+        ("23514", Cause.DATA, False, ""),
+        ("25006", Cause.STATE, True, "standby"),
+        ("28P01", Cause.STATE, False, "pgpass"),
+        ("3D000", Cause.STATE, False, "createdb"),
+        ("40P01", Cause.TRANSIENT, True, ""),
+        ("42501", Cause.STATE, False, "GRANT"),
+        ("42P01", Cause.STATE, False, "ingestd db init"),
+        ("53100", Cause.STATE, True, "free space"),
+        ("53300", Cause.TRANSIENT, True, "max_connections"),
+        ("57014", Cause.TRANSIENT, True, "statement_timeout"),
+        ("57P01", Cause.TRANSIENT, True, ""),
+        ("XX000", Cause.UNKNOWN, False, ""),
+        ("ZZZZZ", Cause.UNKNOWN, False, ""),
+    ],
+)
+def test_sqlstates(code: str, cause: Cause, unavailable: bool, hint: str) -> None:
+    """Each class of error has its cause; only data that can never go in is rejected."""
+    error = server_error(code)
+    assert classify(error).cause is cause
+    assert (classify(error).fate is Fate.REJECTED) == (cause is Cause.DATA)
+    translated = translate(error, DSN)
+    assert isinstance(translated, StoreUnavailable) == unavailable
+    assert hint in translated.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "unavailable", "said"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), True, "cannot be reached at db.garage:5432/telemetry"),
+        (TimeoutError(), True, "did not answer in time"),
+        (asyncpg.InterfaceError("connection is closed"), True, "broke"),
+        (asyncpg.InternalClientError("cannot switch to state 15"), True, "broke"),
+        (ValueError("invalid port"), False, "address of the database cannot be used"),
+    ],
+)
+def test_errors_of_the_way_there(error: Exception, unavailable: bool, said: str) -> None:
+    """What goes wrong before the server can say anything is named too, and a lost connection may be tried again."""
+    translated = translate(error, DSN)
+    assert isinstance(translated, StoreError)
+    assert isinstance(translated, StoreUnavailable) == unavailable
+    assert said in str(translated)
+
+
+def test_no_message_shows_a_password() -> None:
+    """Not even where the driver's own words contain it."""
+    translated = translate(ValueError(f"cannot parse {DSN}"), DSN)
+    assert "s3cret" not in str(translated)
+    assert "s3cret" not in redact(DSN)
+    assert "s3cret" not in place(DSN)
