@@ -43,5 +43,9 @@ class StoreError(IngestdError):
     """PostgreSQL refused something; trying again will not help until somebody acts."""
 
 
+class StoreRejected(StoreError):
+    """PostgreSQL can never store these data; others may go in."""
+
+
 class StoreUnavailable(StoreError):
     """PostgreSQL cannot be reached or cannot take data now; trying again later is right."""

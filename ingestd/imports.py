@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,13 @@ from uuid import UUID
 
 from ingestd import __version__
 from ingestd.chunks import Placement
-from ingestd.decode.can import Counts
+from ingestd.decode.can import DECODER_VERSION, Counts
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
 from ingestd.model import ClockState
 from ingestd.pipeline import Binding, Decoders, FeedItem, Transaction, commit, prefetch, prepare
 from ingestd.sources.captures import Capture, open_capture
-from ingestd.store.sessions import Catalogue, Session, machine_id, new_session_id, open_catalogue, refuse_boot_session
-from ingestd.store.writer import FeedRow, NewFeed, Writer, utc
+from ingestd.store.sessions import Catalogue, FeedRow, NewFeed, Session, machine_id, new_session_id, open_catalogue
+from ingestd.store.writer import Writer, utc
 
 PATIENCE_SECONDS = 60.0  # how long an import waits for a database that went away under it
 
@@ -60,6 +62,7 @@ class ImportOptions:
             "rate": self.rate,
             "timezone": str(self.timezone),
             "keep_not_available": self.keep_not_available,
+            "decoder": DECODER_VERSION,
             "store_frames": self.store_frames,
         }
 
@@ -85,6 +88,7 @@ class ImportSummary:
     damaged: int
     damage: tuple[str, ...]
     seconds: float
+    signals_now: int  # of them, decoded in this run
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +118,7 @@ class ImportSummary:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where an import is; `read_bytes` of `size_bytes` are read and everything counted is committed."""
+    """Where an import is; `read_bytes` of `size_bytes` are read; the counts are of this run, and committed."""
 
     read_bytes: int
     size_bytes: int
@@ -129,8 +133,9 @@ def feed_items(capture: Capture, position: int = 0) -> Iterator[FeedItem]:
         skipped = min(max(position - seen, 0), len(batch))
         seen += len(batch)
         if skipped < len(batch):
-            notes = {"damaged": capture.damage.count, "damage": list(capture.damage.first)}
-            yield FeedItem((batch[skipped:] if skipped else batch).by_source(), batch.bytes_read, notes)
+            yield FeedItem(
+                (batch[skipped:] if skipped else batch).by_source(), batch.bytes_read, lambda: capture.damage.as_json()
+            )
 
 
 def sha256_of(path: Path) -> str:
@@ -142,31 +147,34 @@ def sha256_of(path: Path) -> str:
         raise CaptureError(f"{path}: {error.strerror}", "give the path of a capture file") from error
 
 
+def _fingerprint(path: Path) -> tuple[int, int, int]:
+    """What changes when somebody writes to the file."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _text(path: Path | str) -> str:
+    """A path as text that PostgreSQL can store: a name that is not UTF-8 gets replacement characters."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def _choose(feeds: list[FeedRow], options: ImportOptions, path: Path) -> FeedRow | None:
     """The earlier import to go on with or to report; None to start anew. Raises FeedError if there is another."""
     same = [feed for feed in feeds if feed.config_hash == options.config_hash()]
     for feed in same:
         if not feed.completed:
             return feed
-    if options.again or not feeds:
+    others = [feed for feed in feeds if not feed.is_empty]
+    if options.again or not others:
         return None
     if same:
         return same[-1]
-    other = feeds[-1]
+    other = others[-1]
     raise FeedError(
         f"{path}: imported {'before' if other.completed else 'in part'} with other signal databases or options, "
         f"as session {other.session_name or ''} {other.session_id}",
         "--again imports it once more, into a session of its own",
     )
-
-
-async def _session_for(catalogue: Catalogue, options: ImportOptions, path: Path, created_utc: datetime) -> Session:
-    if options.session is not None:
-        found = await catalogue.find(options.session)
-        if found is not None:
-            refuse_boot_session(found)
-            return Session(found.id, found.name, found.car_id, min(found.created_utc, created_utc))
-    return Session(new_session_id(), options.session or path.name, options.car_id, created_utc)
 
 
 async def import_file(
@@ -186,51 +194,51 @@ async def import_file(
     capture = await asyncio.to_thread(
         open_capture, path, source_names=options.source_names, rate=options.rate, timezone=options.timezone
     )
-    hashing = asyncio.create_task(asyncio.to_thread(sha256_of, path))  # while we connect
+    fingerprint = _fingerprint(path)
     async with open_catalogue(dsn) as catalogue:
-        sha256 = await hashing
-        feeds = await catalogue.feeds_of_file(sha256)
-        feed = _choose(feeds, options, path)
-        if feed is not None and feed.completed:
-            return _imported_before(path, feed, started)
-        feed_id = sha256 if not feeds else f"{sha256}+{len(feeds)}"
-        writer = Writer(dsn, feed.feed_id if feed is not None else feed_id)
+        sha256 = await asyncio.to_thread(sha256_of, path)
+        writer = Writer(dsn, sha256)
         try:
             await writer.open()
+            feeds = await catalogue.feeds_of_file(sha256)
+            feed = _choose(feeds, options, path)
             if feed is None:
-                feed = await _begin(writer, catalogue, capture, options, feed_id, sha256)
-            elif (position := await writer.position()) != feed.position:
-                raise FeedError(f"{path}: another process has imported it up to {position} meanwhile", "try again")
-            return await _import(capture, feed, writer, options, started, on_progress, on_retry)
+                taken = {each.feed_id for each in feeds if not each.is_empty}
+                free = (f"{sha256}+{number}" if number else sha256 for number in itertools.count())
+                feed_id = next(candidate for candidate in free if candidate not in taken)
+                feed = await _begin(catalogue, capture, options, feed_id, sha256)
+            writer.feed_id = feed.feed_id
+            if feed.completed:
+                return _summary(path, feed, started)
+            return await _import(capture, feed, writer, options, fingerprint, started, on_progress, on_retry)
         finally:
             writer.terminate()
 
 
-async def _begin(
-    writer: Writer, catalogue: Catalogue, capture: Capture, options: ImportOptions, feed_id: str, sha256: str
-) -> FeedRow:
-    """Make the session, unless it is an existing one, and the feed at position 0."""
+async def _begin(catalogue: Catalogue, capture: Capture, options: ImportOptions, feed_id: str, sha256: str) -> FeedRow:
+    """Record the feed at position 0, and its session, which begins with the first batch if the capture has a date."""
     created_utc = datetime.now(UTC)
     first = await asyncio.to_thread(next, capture.batches(), None)
     if capture.clock_state is ClockState.SET and first is not None and len(first):
         created_utc = utc(int(first.frames.ts_ns.min()) + capture.utc_offset_ns)
-    session = await _session_for(catalogue, options, capture.path, created_utc)
-    await catalogue.add(session, {"file": capture.path.name, "sha256": sha256, **options.describe()})
     status = capture.path.stat()
-    new = NewFeed(
+    try:
+        mtime = utc(status.st_mtime_ns)
+    except (ValueError, OverflowError):  # File systems hold years that nobody's calendar does.
+        mtime = None
+    feed = NewFeed(
         feed_id=feed_id,
-        kind="file",
-        session_id=session.id,
-        machine_id=machine_id(),
-        config_hash=options.config_hash(),
-        path=str(capture.path.resolve()),
-        size_bytes=status.st_size,
-        mtime=utc(status.st_mtime_ns),
         sha256=sha256,
+        config_hash=options.config_hash(),
+        config=options.describe(),
+        path=_text(capture.path.resolve()),
+        size_bytes=status.st_size,
+        mtime=mtime,
+        machine_id=machine_id(),
         importer_version=__version__,
     )
-    await writer.begin(new)
-    return FeedRow(feed_id, session.id, session.name, 0, new.config_hash, False, datetime.now(UTC), {})
+    session = Session(new_session_id(), options.session or _text(capture.path.name), options.car_id, created_utc)
+    return await catalogue.begin(feed, session, options.session)
 
 
 async def _import(
@@ -238,6 +246,7 @@ async def _import(
     feed: FeedRow,
     writer: Writer,
     options: ImportOptions,
+    fingerprint: tuple[int, int, int],
     started: float,
     on_progress: Callable[[Progress], None],
     on_retry: Callable[[StoreUnavailable], None],
@@ -251,41 +260,57 @@ async def _import(
         state=feed.decoder_state,
         store_frames=options.store_frames,
     )
+    before = Counts(**feed.decoder_state.get("counts", {}))
     last: Transaction | None = None
     async with aclosing(prefetch(transactions)) as prepared:
         async for last in prepared:
+            # The feed is the file that was hashed. One that grows or is replaced would be stored under a wrong name,
+            # and once more under the right one.
+            if _fingerprint(capture.path) != fingerprint:
+                raise CaptureError(f"{capture.path} changed while it was read", "import it when it is complete")
             await commit(writer, last.batch, patience_seconds=PATIENCE_SECONDS, on_retry=on_retry)
-            on_progress(Progress(last.progress, capture.size_bytes, last.counts.frames, last.counts.signals))
+            done = last.counts
+            on_progress(
+                Progress(last.progress, capture.size_bytes, done.frames - before.frames, done.signals - before.signals)
+            )
     assert last is not None, "prepare gives at least one transaction"
-    warnings = decoders.warnings
-    warnings += [f"{b.database.name}: no frame of source {b.source} in the file" for b in decoders.unused]
-    return ImportSummary(
-        file=str(capture.path),
-        session_id=feed.session_id,
-        session_name=feed.session_name,
-        already_imported=False,
-        resumed_at=feed.position,
-        counts=last.counts,
-        chunks=last.chunks,
-        damaged=capture.damage.count,
-        damage=tuple(capture.damage.first),
-        seconds=time.monotonic() - started,
-        warnings=tuple(warnings),
-    )
+    committed = replace(feed, decoder_state=last.batch.decoder_state)
+    summary = _summary(capture.path, committed, started, already_imported=False, signals_before=before.signals)
+    return replace(summary, warnings=tuple(_warnings(decoders, options, feed, summary)))
 
 
-def _imported_before(path: Path, feed: FeedRow, started: float) -> ImportSummary:
-    """The summary of a completed feed, as the database has it."""
+def _warnings(decoders: Decoders, options: ImportOptions, feed: FeedRow, summary: ImportSummary) -> Iterator[str]:
+    """What the user may not have meant."""
+    yield from decoders.warnings
+    for name, source in options.source_names.items():
+        if source not in decoders.sources:
+            yield f"--map {name}={source}: the file has no interface {name}"
+    if options.session not in (None, feed.session_name, str(feed.session_id)):
+        yield f"the import was begun in session {feed.session_name} and goes on there, not in {options.session}"
+    counts = summary.counts
+    if options.bindings and counts.frames and not counts.decoded:
+        reason = (
+            "they are segments of a transport protocol, or of unknown pages" if counts.undecoded else "no id matches"
+        )
+        yield f"{summary.file}: no frame was decoded: {reason}; `ingestd check` lists ids and rates"
+
+
+def _summary(
+    path: Path, feed: FeedRow, started: float, *, already_imported: bool = True, signals_before: int = 0
+) -> ImportSummary:
+    """The summary of a completed feed, from what is committed with it."""
     state = feed.decoder_state
+    counts = Counts(**state.get("counts", {}))
     return ImportSummary(
-        file=str(path),
+        file=_text(path),
         session_id=feed.session_id,
         session_name=feed.session_name,
-        already_imported=True,
-        resumed_at=feed.position,
-        counts=Counts(**state.get("counts", {})),
+        already_imported=already_imported,
+        resumed_at=0 if already_imported else feed.position,
+        counts=counts,
         chunks=int(state.get("chunks", 0)),
         damaged=int(state.get("damaged", 0)),
         damage=tuple(state.get("damage", ())),
         seconds=time.monotonic() - started,
+        signals_now=0 if already_imported else counts.signals - signals_before,
     )

@@ -13,15 +13,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from ingestd.chunks import Placement, encode_frames, encode_signals
-from ingestd.decode.can import Counts, Decoder
+from ingestd.decode.can import Counts, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
-from ingestd.errors import FeedError, StoreUnavailable
+from ingestd.errors import CaptureError, FeedError, StoreUnavailable
 from ingestd.model import ClockState, FrameBatch, SignalBatch
 from ingestd.store.writer import FeedBatch, Writer, utc
 
@@ -45,24 +45,34 @@ class Decoders:
     def __init__(self, bindings: Sequence[Binding], *, keep_not_available: bool = False) -> None:
         self._bindings = bindings
         self._keep_not_available = keep_not_available
+        self._tables: dict[tuple[int, ...], MessageTable] = {}  # by the databases, which many sources share
         self._by_source: dict[str, Decoder] = {}
 
     def of(self, source: str) -> Decoder:
         """The decoder of `source`, with the databases bound to it and those bound to all."""
         if source not in self._by_source:
             databases = [b.database for b in self._bindings if b.source in (None, source)]
-            self._by_source[source] = Decoder(source, databases, keep_not_available=self._keep_not_available)
+            key = tuple(map(id, databases))
+            if key not in self._tables:
+                self._tables[key] = MessageTable(databases)
+            self._by_source[source] = Decoder(source, self._tables[key], keep_not_available=self._keep_not_available)
         return self._by_source[source]
 
     @property
-    def warnings(self) -> list[str]:
-        """What the databases in use disagree about."""
-        return list(dict.fromkeys(warning for decoder in self._by_source.values() for warning in decoder.warnings))
+    def sources(self) -> Collection[str]:
+        """The sources that have occurred."""
+        return self._by_source.keys()
 
     @property
-    def unused(self) -> list[Binding]:
-        """Bindings to sources that have not occurred."""
-        return [b for b in self._bindings if b.source is not None and b.source not in self._by_source]
+    def warnings(self) -> list[str]:
+        """What the databases in use disagree about, and those that were not used: for after the last frame."""
+        found = [warning for table in self._tables.values() for warning in table.warnings]
+        found += [
+            f"{b.database.name}: no frame of source {b.source} in the capture"
+            for b in self._bindings
+            if b.source is not None and b.source not in self._by_source
+        ]
+        return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,7 @@ class FeedItem:
 
     frames: list[FrameBatch]
     progress: int
-    notes: dict[str, Any]  # goes into the decoder state
+    notes: Callable[[], dict[str, Any]]  # goes into the decoder state; asked when all before the next item is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,7 @@ def prepare(
     last_ns = int((state or {}).get("last_ns", -(2**63)))
     upcoming = next(feed, None)
     while True:
-        item = upcoming if upcoming is not None else FeedItem([], 0, {})
+        item = upcoming if upcoming is not None else FeedItem([], 0, dict)
         frames = item.frames
         decoded = [decoders.of(batch.source).decode(batch) for batch in frames]
         signals: list[SignalBatch] = [batch for each in decoded for batch in each.batches]
@@ -113,7 +123,9 @@ def prepare(
         chunks += copies[0].rows
         if store_frames:
             copies.append(encode_frames(frames, placement))
-        last_ns = max([last_ns, *(int(batch.ts_ns.max()) for batch in frames)])
+        for batch in frames:
+            _check_stamps(batch, placement)
+            last_ns = max(last_ns, int(batch.ts_ns.max()))
         upcoming = next(feed, None)
         position_new = position + sum(map(len, frames))
         yield Transaction(
@@ -122,7 +134,7 @@ def prepare(
                 position_new=position_new,
                 groups=[batch.group for batch in signals],
                 copies=copies,
-                decoder_state={"counts": asdict(counts), "chunks": chunks, "last_ns": last_ns, **item.notes},
+                decoder_state={"counts": asdict(counts), "chunks": chunks, "last_ns": last_ns, **item.notes()},
                 completed=upcoming is None,
                 ended_utc=utc(last_ns + placement.utc_offset_ns) if counts.frames and clock_set else None,
             ),
@@ -135,14 +147,29 @@ def prepare(
             return
 
 
+def _check_stamps(batch: FrameBatch, placement: Placement) -> None:
+    """Raise CaptureError for stamps whose UTC no bigint of nanoseconds holds: the years before 1678 and after 2262."""
+    for ts_ns in (int(batch.ts_ns.min()), int(batch.ts_ns.max())):
+        if not -(2**63) <= ts_ns + placement.utc_offset_ns < 2**63:
+            raise CaptureError(
+                f"a frame of {batch.source} is stamped {ts_ns} ns from a date that is {placement.utc_offset_ns} ns "
+                "after 1970: no such time can be stored",
+                "correct the date in the capture's header",
+            )
+
+
 async def prefetch(items: Iterator[Item]) -> AsyncGenerator[Item, None]:
     """Yield `items`, computing the next one in a thread while the caller works on this one."""
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "prepare") as pool:
         upcoming = loop.run_in_executor(pool, next, items, None)
-        while (item := await upcoming) is not None:
-            upcoming = loop.run_in_executor(pool, next, items, None)
-            yield item
+        try:
+            while (item := await upcoming) is not None:
+                upcoming = loop.run_in_executor(pool, next, items, None)
+                yield item
+        finally:
+            # The caller may have had enough. What becomes of the item in the making is nobody's business then.
+            upcoming.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
 async def commit(

@@ -92,16 +92,21 @@ def survey(path: Path, options: ImportOptions) -> Survey:
     capture = open_capture(path, source_names=options.source_names, rate=options.rate, timezone=options.timezone)
     decoders = Decoders(options.bindings, keep_not_available=options.keep_not_available)
     result = Survey()
-    known: Counter[str] = Counter()
+    known: Counter[str] = Counter()  # frames decoded, by database
+    extended: Counter[str] = Counter()  # frames with an extended id, by source
     for item in feed_items(capture):
         for batch in item.frames:
+            extended[batch.source] += int(np.count_nonzero(batch.flags & Flag.EXTENDED))
             _add(result, known, batch, decoders)
     result.damaged, result.damage = capture.damage.count, tuple(capture.damage.first)
     result.warnings = tuple(decoders.warnings)
-    for database in (binding.database for binding in options.bindings):
-        only_by_id = all(m.extended and not m.by_pgn for m in database.messages)
-        if only_by_id and known[database.name] < PGN_SUGGESTED_BELOW * result.counts.frames:
-            result.suggest_pgn += (database.name,)
+    for binding in options.bindings:
+        messages = binding.database.messages
+        of_sources = sum(count for source, count in extended.items() if binding.source in (None, source))
+        matching = known[binding.database.name]
+        only_by_id = messages and all(m.extended and not m.by_pgn for m in messages)
+        if only_by_id and matching < PGN_SUGGESTED_BELOW * of_sources:
+            result.suggest_pgn += (binding.database.name,)
     return result
 
 

@@ -35,7 +35,9 @@ def main() -> NoReturn:
     try:
         commands(standalone_mode=False)
         sys.exit(0)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as end:
+        if isinstance(end.__cause__, KeyboardInterrupt):
+            err.print("\nstopped; what is stored stays, and the same command goes on from there")
         sys.exit(130)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
@@ -45,9 +47,9 @@ def main() -> NoReturn:
     except IngestdError as error:
         complain(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("stopped; what was committed stays, and the same command goes on from there")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        sys.exit(1)
+    except OSError as error:
+        complain(IngestdError(f"the output cannot be written: {error.strerror or error}"))
         sys.exit(1)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
-from ingestd.cli.console import json_option, out, share, warn
+from ingestd.cli.console import ROWS_MAX, Listing, json_option, out, share, warn
 from ingestd.cli.reading import reading, reading_options
 from ingestd.survey import Survey, survey
 
@@ -25,28 +24,30 @@ def check_command(capture: Path, as_json: bool, **how: Any) -> None:
         warn(message)
     if result.damaged:
         warn(f"{capture}: {result.damaged:,} damaged lines or records: {'; '.join(result.damage)}")
-    for name in result.suggest_pgn:
-        warn(f"{name}: hardly any frame matches by id, and all its ids are extended: try --match {name}=pgn")
     if as_json:
         out.print_json(json.dumps(result.as_json()), indent=None)
     else:
         print_survey(capture, result)
+    for name in result.suggest_pgn:
+        warn(f"{name}: hardly any frame matches by id, and all its ids are extended: try --match {name}=pgn")
 
 
 def print_survey(capture: Path, result: Survey) -> None:
     """The survey for people."""
     counts = result.counts
-    channels = Table("source", "channel", "unit", "samples", "per second", title="Channels")
+    channels = Listing("source", "channel", "unit", "samples", "per second", title="Channels", whole=["channel"])
     for (source, channel, unit), samples in sorted(result.channels.items()):
-        channels.add_row(source, channel, unit, f"{samples:,}", f"{result.per_second(samples):,.1f}")
-    unknown = Table("source", "id", "frames", "per second", title="Ids without a message")
-    for (source, number, extended), frames in result.unknown_ids.most_common():
+        channels.add(source, channel, unit, f"{samples:,}", f"{result.per_second(samples):,.1f}")
+    unknown = Listing("source", "id", "frames", "per second", title="Ids without a message")
+    for (source, number, extended), frames in result.unknown_ids.most_common(ROWS_MAX):
         rate = f"{result.per_second(frames):,.1f}"
-        unknown.add_row(source, f"{number:0{8 if extended else 3}X}", f"{frames:,}", rate)
+        unknown.add(source, f"{number:0{8 if extended else 3}X}", f"{frames:,}", rate)
     if result.channels:
         out.print(channels)
     if result.unknown_ids:
         out.print(unknown)
+        if len(result.unknown_ids) > ROWS_MAX:
+            out.print(f"… and {len(result.unknown_ids) - ROWS_MAX:,} more ids; --json lists them all")
     out.print(
         f"{capture}: {counts.frames:,} frames in {result.seconds:,.1f} s; "
         f"decoded {counts.decoded:,} ({share(counts.decoded, counts.frames)}), unknown {counts.unknown:,}, "

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ingestd.errors import IngestdError
 from ingestd.store import embedded, migrate
 
 Result = TypeVar("Result")
 
-# A pipe has no width: tables must not be cut there.
-out = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
+PIPE_WIDTH = 400  # A pipe has no width: tables must not be cut there.
+ROWS_MAX = 50  # of a list whose length nobody knows; --json gives them all
+
+_on_terminal = sys.stdout is not None and sys.stdout.isatty()
+# Without markup: units and file names have brackets.
+out = Console(width=None if _on_terminal else PIPE_WIDTH, highlight=False, soft_wrap=not _on_terminal)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def complain(error: IngestdError, prefix: str = "error") -> None:
     """One line on stderr: what happened, and what to do."""
-    err.print(f"{prefix}: {error}", style="red", markup=False)
+    err.print(f"{prefix}: {error}", style="red")
 
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    err.print(f"warning: {message}", style="yellow", markup=False)
+    err.print(f"warning: {message}", style="yellow")
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
@@ -49,7 +56,7 @@ def database(dsn: str | None) -> str:
     if dsn:
         return dsn
     if embedded.running() is None:
-        err.print(f"starting the embedded PostgreSQL in {embedded.data_dir()}", markup=False)
+        err.print(f"starting the embedded PostgreSQL in {embedded.data_dir()}")
     dsn = embedded.start()
     run(migrate.upgrade(dsn))
     return dsn
@@ -62,6 +69,28 @@ dsn_option = click.option(
     help="PostgreSQL to use, as postgresql://user@host/database. Default: $INGESTD_DSN, else an embedded server.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+class Listing(Table):
+    """A table of plain text. The columns named in `whole` are never shortened: where it is narrow, the others are."""
+
+    def __init__(self, *columns: str, title: str | None = None, whole: Sequence[str] = (), header: bool = True) -> None:
+        super().__init__(title=None if title is None else Text(title), title_justify="left", show_header=header)
+        self._whole = [column in whole for column in columns]
+        for column in columns:
+            self.add_column(column, no_wrap=True, overflow="ellipsis")
+
+    def add(self, *cells: object) -> None:
+        """Add a row. Cells are shown as they are: units and file names have brackets, which rich takes for markup."""
+        for column, cell, whole in zip(self.columns, cells, self._whole, strict=True):
+            if whole:
+                column.min_width = max(column.min_width or 0, len(str(cell)))
+        self.add_row(*(Text("" if cell is None else str(cell)) for cell in cells))
+
+
+def finite(value: float | None) -> float | None:
+    """For JSON, which has no infinity and no NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def share(part: int, whole: int) -> str:

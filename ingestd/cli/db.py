@@ -64,8 +64,8 @@ def db_current(dsn: str | None) -> None:
 @db_group.command("history")
 def db_history() -> None:
     """All revisions, newest first."""
-    for line in migrate.history():
-        out.print(line, markup=False)
+    for line in reversed(migrate.history()):
+        out.print(f"{line.id}  {line.description}")
 
 
 @db_group.command("check")

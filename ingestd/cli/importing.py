@@ -9,14 +9,13 @@ from typing import Any
 
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ingestd import demo, imports
-from ingestd.cli.console import complain, database, dsn_option, err, json_option, out, run, share, warn
-from ingestd.cli.reading import reading, reading_options
+from ingestd.cli.console import Listing, complain, database, dsn_option, err, json_option, out, run, share, warn
+from ingestd.cli.reading import reading, reading_options, storable
 from ingestd.cli.sessions import describe_session, print_session
 from ingestd.decode.databases import load
-from ingestd.errors import IngestdError, StoreError, StoreUnavailable
+from ingestd.errors import IngestdError, StoreError, StoreRejected, StoreUnavailable
 from ingestd.imports import ImportOptions, ImportSummary, import_file
 from ingestd.pipeline import Binding
 from ingestd.store import embedded
@@ -48,18 +47,18 @@ def import_command(
     Each file becomes a session, unless --session names one for all. Importing a file twice changes nothing; an import
     that was stopped goes on where it was.
     """
+    storable("--session", session)
+    storable("--car-id", car_id)
     options = replace(reading(**how), session=session, car_id=car_id, again=again, store_frames=not no_frames)
     dsn = database(dsn)
     failed: list[Path] = []
     for path in files:
         try:
             summary = import_with_progress(path, options, dsn)
-        except StoreError:
-            raise  # The next file would meet the same.
         except IngestdError as error:
-            if len(files) == 1:
-                raise
-            complain(error)
+            if len(files) == 1 or (isinstance(error, StoreError) and not isinstance(error, StoreRejected)):
+                raise  # Of a database that is away or closed to us, the next file would meet the same.
+            complain(error, f"error: {path}" if isinstance(error, StoreRejected) else "error")
             failed.append(path)
             continue
         print_import(summary, as_json=as_json)
@@ -77,7 +76,7 @@ def import_with_progress(path: Path, options: ImportOptions, dsn: str) -> Import
         warn(f"{error}; trying again")
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[rates]}"),
@@ -108,7 +107,7 @@ def print_import(summary: ImportSummary, *, as_json: bool) -> None:
         out.print(f"{summary.file}: already imported as session {summary.session_name} {summary.session_id}")
         return
     counts = summary.counts
-    table = Table("", "", title=f"{summary.file} → session {summary.session_name}", show_header=False)
+    shown = Listing("", "", title=f"{summary.file} → session {summary.session_name}", header=False)
     rows: list[tuple[str, Any]] = [
         ("session", summary.session_id),
         ("frames", f"{counts.frames:,}"),
@@ -127,12 +126,12 @@ def print_import(summary: ImportSummary, *, as_json: bool) -> None:
     rows.append(("signals", f"{counts.signals:,}"))
     rows.append(("chunks", f"{summary.chunks:,}"))
     seconds = max(summary.seconds, 1e-3)
-    rows.append(("seconds", f"{summary.seconds:.2f}  ({counts.signals / seconds:,.0f} signals/s)"))
+    rows.append(("seconds", f"{summary.seconds:.2f}  ({summary.signals_now / seconds:,.0f} signals/s)"))
     if summary.resumed_at:
         rows.append(("resumed at frame", f"{summary.resumed_at:,}"))
     for label, value in rows:
-        table.add_row(label, str(value))
-    out.print(table)
+        shown.add(label, value)
+    out.print(shown)
 
 
 @click.command("demo")
@@ -148,8 +147,9 @@ def demo_command(dsn: str | None) -> None:
     summary = import_with_progress(capture, ImportOptions(bindings, car_id="demo-car"), dsn)
     print_import(summary, as_json=False)
     print_session(*run(describe_session(dsn, str(summary.session_id))))
+    if embedded.running() == dsn:
+        out.print("\nThe database stays up until `ingestd db stop`.")
     out.print(
-        "\nThe database stays up until `ingestd db stop`. Look around with `ingestd db psql`, for example\n"
-        "  SELECT channel, value_num, unit FROM latest_signals("
-        f"'{summary.session_id}') ORDER BY channel;"
+        "\nLook around with `ingestd db psql`, for example\n"
+        f"  SELECT channel, value_num, value_text, unit FROM latest_signals('{summary.session_id}') ORDER BY channel;"
     )

@@ -72,11 +72,21 @@ def reading(
     for entry in matches:
         if entry and Path(entry).name not in {b.database.name for b in bindings}:
             raise UsageError(f"--match {entry}=…: no --dbc has that name", "name the file as in --dbc")
+    storable("--map", *source_map)
     names = dict(entry.partition("=")[::2] for entry in source_map)
     for name, source in names.items():
         if not name or not source:
             raise UsageError(f"--map {name}={source}: not a renaming", "write NAME=SOURCE, as in vcan0=powertrain")
     return ImportOptions(bindings, names, rate, time_zone(zone), keep_not_available)
+
+
+def storable(option: str, *texts: str | None) -> None:
+    """Raise UsageError for text that PostgreSQL cannot hold: what the terminal gave was not UTF-8, or has a NUL."""
+    for text in texts:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{option} {text!r}: not UTF-8", "write it in UTF-8") from error
 
 
 def split_binding(entry: str) -> tuple[str | None, Path]:

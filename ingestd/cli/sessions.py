@@ -6,9 +6,8 @@ import json
 from typing import Any
 
 import click
-from rich.table import Table
 
-from ingestd.cli.console import database, dsn_option, json_option, moment, out, run
+from ingestd.cli.console import Listing, database, dsn_option, finite, json_option, moment, out, run
 from ingestd.errors import UsageError
 from ingestd.store.sessions import ChannelSummary, SessionSummary, open_catalogue
 
@@ -32,13 +31,15 @@ def sessions_list(dsn: str | None, as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps([session_json(session) for session in found]), indent=None)
         return
-    table = Table("session", "name", "car", "begin (UTC)", "end (UTC)", "frames", "samples", "channels")
+    listed = Listing(
+        "session", "name", "begin (UTC)", "end (UTC)", "frames", "samples", "channels", "car", whole=["session", "name"]
+    )
     for session in found:
-        table.add_row(
-            str(session.id), session.name, session.car_id, moment(session.created_utc), moment(session.ended_utc),
-            f"{session.frames:,}", f"{session.samples:,}", f"{session.channels:,}",
+        listed.add(
+            session.id, session.name, moment(session.created_utc), moment(session.ended_utc),
+            f"{session.frames:,}", f"{session.samples:,}", f"{session.channels:,}", session.car_id,
         )  # fmt: skip
-    out.print(table if found else "no sessions yet: ingestd import FILE --dbc FILE, or ingestd demo")
+    out.print(listed if found else "no sessions yet: ingestd import FILE --dbc FILE, or ingestd demo")
 
 
 @sessions_group.command("show")
@@ -46,7 +47,7 @@ def sessions_list(dsn: str | None, as_json: bool) -> None:
 @dsn_option
 @json_option
 def sessions_show(session: str | None, dsn: str | None, as_json: bool) -> None:
-    """One session (by name or id; default: the newest) and its channels with their statistics."""
+    """One session (by name or id; default: the most recent recording) and its channels with their statistics."""
     dsn = database(dsn)
     summary, channels = run(describe_session(dsn, session))
     if as_json:
@@ -70,17 +71,17 @@ async def describe_session(dsn: str, session: str | None) -> tuple[SessionSummar
 
 def print_session(session: SessionSummary, channels: list[ChannelSummary]) -> None:
     """A session for people."""
-    table = Table(
-        "source", "channel", "unit", "samples", "first (UTC)", "last (UTC)", "min", "mean", "max",
-        title=f"session {session.name} {session.id}",
+    shown = Listing(
+        "channel", "source", "unit", "samples", "min", "mean", "max", "first (UTC)", "last (UTC)",
+        title=f"session {session.name} {session.id}", whole=["channel"],
     )  # fmt: skip
     for channel in channels:
-        table.add_row(
-            channel.source, channel.channel, channel.unit, f"{channel.samples:,}",
-            moment(channel.first_utc)[11:], moment(channel.last_utc)[11:],
+        shown.add(
+            channel.channel, channel.source, channel.unit, f"{channel.samples:,}",
             *(("" if value is None else f"{value:.6g}") for value in (channel.minimum, channel.mean, channel.maximum)),
+            moment(channel.first_utc)[11:], moment(channel.last_utc)[11:],
         )  # fmt: skip
-    out.print(table)
+    out.print(shown)
     out.print(
         f"{session.frames:,} frames, {session.samples:,} samples of {len(channels):,} channels, "
         f"{moment(session.created_utc)} to {moment(session.ended_utc)} UTC"
@@ -110,7 +111,7 @@ def channel_json(channel: ChannelSummary) -> dict[str, Any]:
         "samples": channel.samples,
         "first_utc": channel.first_utc.isoformat(),
         "last_utc": channel.last_utc.isoformat(),
-        "minimum": channel.minimum,
-        "maximum": channel.maximum,
-        "mean": channel.mean,
+        "minimum": finite(channel.minimum),
+        "maximum": finite(channel.maximum),
+        "mean": finite(channel.mean),
     }

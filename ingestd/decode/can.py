@@ -4,7 +4,8 @@ A frame finds its message by id or by PGN, its page by the values of the message
 `Layout` (see there). All frames of a batch that share a layout are decoded together.
 
 Rules:
-- Several databases: the first that knows an id wins; `warnings` names the others. An exact id wins over a PGN.
+- Several databases: the first that knows an id wins; `MessageTable.warnings` names the others. An exact id goes before
+  a PGN.
 - Frames shorter than their message give the signals that lie wholly inside; longer ones are decoded as usual.
 - A classic frame of a message of more than 8 bytes is a segment of a transport protocol (ISO-TP, J1939-TP, fast
   packet): decoding it alone would be wrong. It counts as undecoded.
@@ -16,15 +17,19 @@ Invariant: every frame is counted in exactly one of decoded, unknown, undecoded,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ingestd.decode.databases import MessageDefinition, SignalDatabase, SignalDefinition, pgn_of
 from ingestd.decode.layout import Layout, Words, channel_of, raw_integers
-from ingestd.model import GROUP_CHANNELS_MAX, Flag, FrameBatch, SignalBatch, SignalGroup
+from ingestd.model import GROUP_CHANNELS_MAX, Flag, FrameBatch, Int64s, SignalBatch, SignalGroup
+
+# Raised when the same frame and database decode otherwise than before: an import begun with another one is not resumed.
+DECODER_VERSION = 1
 
 CLASSIC_BYTES_MAX = 8
 STANDARD_IDS = 2048
@@ -67,7 +72,8 @@ class _Multiplexor:
     """
 
     signal: SignalDefinition
-    page_of: dict[int, int]
+    values: Int64s  # sorted raw values, as `raw_integers` gives them …
+    page_of_value: Int64s  # … and the page of each
     labels: tuple[str, ...]
     children: tuple[tuple[SignalDefinition, ...], ...]
 
@@ -83,13 +89,32 @@ class _Multiplexor:
             return None
         pages: dict[tuple[str, ...], list[int]] = {}
         for value in sorted(selected):
-            pages.setdefault(tuple(child.name for child in selected[value]), []).append(value)
+            pages.setdefault(_identity(selected[value]), []).append(value)
+        # Unsigned 64-bit values wrap around in int64, here as there.
+        page_of = {
+            value - 2**64 if value >= 2**63 else value: number
+            for number, values in enumerate(pages.values())
+            for value in values
+        }
+        known = sorted(page_of)
         return _Multiplexor(
             signal,
-            {value: number for number, values in enumerate(pages.values()) for value in values},
+            np.array(known, np.int64),
+            np.array([page_of[value] for value in known], np.int64),
             tuple(f"{signal.name}={_ranges(values)}" for values in pages.values()),
             tuple(tuple(selected[values[0]]) for values in pages.values()),
         )
+
+    def pages(self, words: Words) -> Int64s:
+        """The page of every frame, -1 where the value is not known."""
+        raw = raw_integers(words, self.signal)
+        place = np.minimum(np.searchsorted(self.values, raw), len(self.values) - 1)
+        return np.where(self.values[place] == raw, self.page_of_value[place], -1)
+
+
+def _identity(signals: Iterable[SignalDefinition]) -> tuple[str, ...]:
+    """What tells sets of signals apart. Not names alone: pages may use one name for different bits."""
+    return tuple(f"{signal.name} {signal.layout}" for signal in signals)
 
 
 def _ranges(values: list[int]) -> str:
@@ -110,11 +135,12 @@ class _Message:
         self.multiplexors = {m.signal.name: m for m in compiled if m is not None}
         # Databases that load only without strict checks have signals behind their message's end.
         self.bytes_needed = max([definition.length, *((s.end + 7) // 8 for s in definition.signals)])
+        self._order = {id(signal): position for position, signal in enumerate(definition.signals)}
 
-    def page(self, raw: dict[str, int], bits: int) -> tuple[str, tuple[SignalDefinition, ...]] | None:
-        """The signals of a payload of `bits` whose multiplexors have the `raw` values, and a name for the page.
+    def page(self, pages: Mapping[str, int], bits: int) -> tuple[str, tuple[SignalDefinition, ...]] | None:
+        """The signals of a payload of `bits` whose multiplexors select `pages`, and a name for what they are together.
 
-        Multiplexors that are not inside the payload select nothing. None: some selecting value is unknown.
+        Multiplexors that are not inside the payload select nothing. None: a value that selects is unknown.
         """
         labels, found, waiting = [], [], list(self.roots)
         while waiting:
@@ -124,24 +150,23 @@ class _Message:
             found.append(signal)
             multiplexor = self.multiplexors.get(signal.name)
             if multiplexor is not None:
-                number = multiplexor.page_of.get(raw[signal.name])
-                if number is None:
+                number = pages[signal.name]
+                if number < 0:
                     return None
                 labels.append(multiplexor.labels[number])
                 waiting.extend(multiplexor.children[number])
-        order = {signal.name: position for position, signal in enumerate(self.definition.signals)}
-        return " ".join(sorted(labels)), tuple(sorted(found, key=lambda s: order[s.name]))
+        return " ".join(sorted(labels)), tuple(sorted(found, key=lambda s: self._order[id(s)]))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Directory:
     """Which message a frame belongs to: by exact id, else by PGN. Values are message numbers, -1 for none."""
 
     standard: NDArray[np.int32]
-    extended: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))  # sorted ids …
-    extended_message: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))  # … and their messages
-    pgn: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
-    pgn_message: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    extended: NDArray[np.uint32]  # sorted ids …
+    extended_message: NDArray[np.int32]  # … and their messages
+    pgn: NDArray[np.uint32]
+    pgn_message: NDArray[np.int32]
 
     def find(self, frames: FrameBatch) -> NDArray[np.int32]:
         """The message number of every frame."""
@@ -170,47 +195,80 @@ def _look_up(keys: NDArray[np.uint32], known: NDArray[np.uint32], value: NDArray
     return np.where(known[place] == unique, value[place], np.int32(-1))[inverse]
 
 
+class MessageTable:
+    """All messages of one or more databases and how to find them; the decoders of many sources may share one."""
+
+    def __init__(self, databases: Sequence[SignalDatabase]) -> None:
+        self.warnings: list[str] = []
+        self.messages = [_Message(m) for database in databases for m in database.messages]
+        self.directory = self._index()
+        # Columns over the messages; one row where there are none, so that indexing with -1 is allowed.
+        self.simple = np.array([not m.multiplexors and m.pgn is None for m in self.messages] or [False])
+        self.by_pgn = np.array([m.pgn is not None for m in self.messages] or [False])
+        self.bytes_needed = np.array([m.bytes_needed for m in self.messages] or [0])
+        self.length = np.array([m.definition.length for m in self.messages] or [0])
+
+    def _index(self) -> _Directory:
+        standard: dict[int, int] = {}
+        extended: dict[int, int] = {}
+        groups: dict[int, int] = {}
+        for number, message in enumerate(self.messages):
+            definition = message.definition
+            ids = extended if definition.extended else standard
+            holder = ids.setdefault(definition.arbitration_id, number)
+            if holder != number:
+                self._warn(f"id 0x{definition.arbitration_id:X}", holder, number, "")
+            elif message.pgn is not None:
+                holder = groups.setdefault(message.pgn, number)
+                if holder != number:
+                    self._warn(f"PGN {message.pgn}", holder, number, ", the other only for its exact id")
+        table = np.full(STANDARD_IDS + 1, -1, np.int32)
+        for identifier, number in standard.items():
+            table[identifier] = number
+        return _Directory(table, *_columns(extended), *_columns(groups))
+
+    def _warn(self, what: str, first: int, other: int, exception: str) -> None:
+        one, two = self.messages[first].definition, self.messages[other].definition
+        self.warnings.append(
+            f"{what} is {one.name} in {one.origin} and {two.name} in {two.origin}: the first is used{exception}"
+        )
+
+
+def _columns(numbers: dict[int, int]) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    """The keys, sorted, and the value of each."""
+    keys = sorted(numbers)
+    return np.array(keys, np.uint32), np.array([numbers[key] for key in keys], np.int32)
+
+
 class Decoder:
-    """Decodes the frames of one source with one or more databases.
+    """Decodes the frames of one source.
 
     Layouts are made when their first frame comes and then kept: their number is bounded by what the databases define
     (messages x senders x pages x payload lengths).
     """
 
-    def __init__(self, source: str, databases: Sequence[SignalDatabase], *, keep_not_available: bool = False) -> None:
+    def __init__(self, source: str, table: MessageTable, *, keep_not_available: bool = False) -> None:
         self.source = source
-        self.warnings: list[str] = []
+        self._table = table
         self._keep_not_available = keep_not_available
-        self._messages = [_Message(m) for database in databases for m in database.messages]
-        self._directory = self._index()
         self._layouts: list[Layout] = []
+        # Frames that are alike in this share a layout: message, sender, bytes of payload (None: all), pages.
+        self._resolved: dict[tuple[int, int | None, int | None, tuple[int, ...]], int] = {}
         self._numbers: dict[tuple[int, int | None, str, tuple[str, ...], bool], int] = {}
-        self._simple = np.array([not m.multiplexors and m.pgn is None for m in self._messages] or [False])
-        self._bytes_needed = np.array([m.bytes_needed for m in self._messages] or [0])
-        self._length = np.array([m.definition.length for m in self._messages] or [0])
-        self._full_layout = np.full(max(1, len(self._messages)), -1, np.int32)
+        self._full_layout = np.full(len(table.simple), -1, np.int32)
 
     def __repr__(self) -> str:
-        return f"<Decoder {self.source}: {len(self._messages)} messages, {len(self._layouts)} layouts>"
-
-    @property
-    def messages(self) -> list[MessageDefinition]:
-        """All messages of all databases, in order."""
-        return [message.definition for message in self._messages]
+        return f"<Decoder {self.source}: {len(self._table.messages)} messages, {len(self._layouts)} layouts>"
 
     def decode(self, frames: FrameBatch) -> Decoded:
         """Decode a batch. Signal batches come in no particular order of groups; inside a batch wire order is kept."""
         layout, counts = self._assign(frames)
         words: Words = frames.data.view("<u8")
-        # A stable sort keeps wire order inside a layout; 16-bit keys make numpy use a radix sort.
+        # 16-bit keys make numpy use a radix sort.
         keys = layout.astype(np.int16) if len(self._layouts) < 2**15 else layout
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1)) if len(keys) else np.empty(0, np.intp)
         batches: list[SignalBatch] = []
-        for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
-            if (number := int(keys[start])) >= 0:
-                rows = order[start:end]
+        for number, rows in _groups(keys):
+            if number >= 0:
                 batches += self._layouts[number].decode(words[rows], frames.ts_ns[rows])
         counts.signals = sum(batch.value.size for batch in batches)
         return Decoded(batches, counts)
@@ -218,54 +276,26 @@ class Decoder:
     def unknown(self, frames: FrameBatch) -> NDArray[np.bool_]:
         """Which frames carry an id that no database knows."""
         data = (frames.flags & (Flag.REMOTE | Flag.ERROR)) == 0
-        return np.asarray(data & (self._directory.find(frames) < 0), np.bool_)
-
-    def _index(self) -> _Directory:
-        standard = np.full(STANDARD_IDS + 1, -1, np.int32)
-        extended: dict[int, int] = {}
-        groups: dict[int, int] = {}
-        for number, message in enumerate(self._messages):
-            definition = message.definition
-            identifier = definition.arbitration_id
-            if definition.extended:
-                holder = extended.setdefault(identifier, number)
-            elif standard[identifier] >= 0:
-                holder = int(standard[identifier])
-            else:
-                holder = standard[identifier] = number
-            if holder != number:
-                first = self._messages[holder].definition
-                self.warnings.append(
-                    f"id 0x{identifier:X} is {first.name} in {first.origin} and {definition.name} in "
-                    f"{definition.origin}: the first is used"
-                )
-            if message.pgn is not None:
-                groups.setdefault(message.pgn, number)
-        return _Directory(
-            standard,
-            np.array(sorted(extended), np.uint32),
-            np.array([extended[key] for key in sorted(extended)], np.int32),
-            np.array(sorted(groups), np.uint32),
-            np.array([groups[key] for key in sorted(groups)], np.int32),
-        )
+        return np.asarray(data & (self._table.directory.find(frames) < 0), np.bool_)
 
     def _assign(self, frames: FrameBatch) -> tuple[NDArray[np.int32], Counts]:
         """The layout number of every frame, or why it has none."""
-        message = self._directory.find(frames)
+        table = self._table
+        message = table.directory.find(frames)
         length = frames.length.astype(np.int64)
         layout = np.full(len(frames), UNKNOWN, np.int32)
         remote = (frames.flags & Flag.REMOTE) != 0
         error = (frames.flags & Flag.ERROR) != 0
         known = (message >= 0) & ~remote & ~error
-        short = known & (length < self._length[message])
-        segment = short & (self._length[message] > CLASSIC_BYTES_MAX) & (length <= CLASSIC_BYTES_MAX)
+        short = known & (length < table.length[message])
+        segment = short & (table.length[message] > CLASSIC_BYTES_MAX) & (length <= CLASSIC_BYTES_MAX)
         segment &= (frames.flags & Flag.FD) == 0
         short &= ~segment
 
-        simple = known & self._simple[message] & (length >= self._bytes_needed[message])
+        simple = known & table.simple[message] & (length >= table.bytes_needed[message])
         for number in np.unique(message[simple]):
             if self._full_layout[number] < 0:
-                self._full_layout[number] = self._layout_number(int(number), None, {}, None, short=False)
+                self._full_layout[number] = self._layout_number(int(number))
         layout[simple] = self._full_layout[message[simple]]
         self._assign_others(frames, message, known & ~simple & ~segment, layout)
 
@@ -288,52 +318,63 @@ class Decoder:
         self, frames: FrameBatch, message: NDArray[np.int32], chosen: NDArray[np.bool_], layout: NDArray[np.int32]
     ) -> None:
         """Fill in `layout` for the chosen frames: multiplexed, matched by PGN, or short ones."""
+        table = self._table
         rows = np.flatnonzero(chosen)
-        if not len(rows):
-            return
         numbers = message[rows].astype(np.int64)
-        by_pgn = np.array([m.pgn is not None for m in self._messages])[numbers]
-        sender = np.where(by_pgn, frames.arbitration_id[rows] & 0xFF, 0).astype(np.int64)
-        length = np.minimum(frames.length[rows].astype(np.int64), self._bytes_needed[numbers])
-        kinds, inverse = np.unique((numbers << 32) | (sender << 16) | length, return_inverse=True)
+        sender = np.where(table.by_pgn[numbers], frames.arbitration_id[rows] & 0xFF, 0).astype(np.int64)
+        length = np.minimum(frames.length[rows].astype(np.int64), table.bytes_needed[numbers])
         words: Words = frames.data.view("<u8")
-        for kind, kind_number in enumerate(kinds.tolist()):
-            number, payload_bytes = kind_number >> 32, kind_number & 0xFFFF
-            compiled = self._messages[number]
-            address = (kind_number >> 16) & 0xFF if compiled.pgn is not None else None
-            short = payload_bytes < compiled.definition.length
-            members = rows[inverse == kind]
-            inside = [m.signal for m in compiled.multiplexors.values() if m.signal.end <= 8 * payload_bytes]
-            if not inside:
-                layout[members] = self._layout_number(number, address, {}, 8 * payload_bytes, short=short)
-                continue
-            raw = np.stack([raw_integers(words[members], signal) for signal in inside])
-            values, value_of = _unique_columns(raw)
-            pages = [
-                self._layout_number(
-                    number,
-                    address,
-                    {s.name: v % 2**64 if s.length == 64 else v for s, v in zip(inside, each, strict=True)},
-                    8 * payload_bytes,
-                    short=short,
-                )
-                for each in values.T.tolist()
-            ]
-            layout[members] = np.array(pages, np.int32)[value_of]
+        for kind, places in _groups((numbers << 32) | (sender << 16) | length):
+            number, payload_bytes = kind >> 32, kind & 0xFFFF
+            compiled = table.messages[number]
+            address = (kind >> 16) & 0xFF if compiled.pgn is not None else None
+            members = rows[places]
+            inside = [m for m in compiled.multiplexors.values() if m.signal.end <= 8 * payload_bytes]
+            # Page numbers and not raw values: what an unselected multiplexor holds is other signals' bits.
+            pages = np.zeros(len(members), np.int64)
+            for multiplexor in inside:
+                pages = pages * (len(multiplexor.labels) + 1) + multiplexor.pages(words[members]) + 1
+            for code, chosen_pages in _groups(pages):
+                digits = []
+                for multiplexor in reversed(inside):
+                    code, digit = divmod(code, len(multiplexor.labels) + 1)
+                    digits.append(digit - 1)
+                selected = tuple(reversed(digits))
+                layout[members[chosen_pages]] = self._layout_number(number, address, payload_bytes, inside, selected)
 
     def _layout_number(
-        self, number: int, address: int | None, raw: dict[str, int], bits: int | None, *, short: bool
+        self,
+        number: int,
+        address: int | None = None,
+        payload_bytes: int | None = None,
+        inside: Sequence[_Multiplexor] = (),
+        pages: tuple[int, ...] = (),
     ) -> int:
-        """The number of the layout for these frames, made if need be; UNDECODED if the page is unknown.
+        """The number of the layout for such frames, made if need be; UNDECODED if a page is unknown.
 
-        bits: of the payload, None for a whole message. raw: the values of its multiplexors.
+        payload_bytes: None for a whole message. pages: of each multiplexor that is inside.
         """
-        message = self._messages[number]
-        page = message.page(raw, 8 * message.bytes_needed if bits is None else bits)
+        key = (number, address, payload_bytes, pages)
+        if key not in self._resolved:
+            self._resolved[key] = self._resolve(number, address, payload_bytes, inside, pages)
+        return self._resolved[key]
+
+    def _resolve(
+        self,
+        number: int,
+        address: int | None,
+        payload_bytes: int | None,
+        inside: Sequence[_Multiplexor],
+        pages: tuple[int, ...],
+    ) -> int:
+        message = self._table.messages[number]
+        length = message.bytes_needed if payload_bytes is None else payload_bytes
+        page = message.page({m.signal.name: page for m, page in zip(inside, pages, strict=True)}, 8 * length)
         if page is None:
             return UNDECODED
         label, signals = page
-        key = (number, address, label, tuple(s.name for s in signals), short)
+        short = length < message.definition.length
+        key = (number, address, label, _identity(signals), short)
         if key not in self._numbers:
             self._numbers[key] = len(self._layouts)
             self._layouts.append(self._make_layout(message, address, label, signals, short))
@@ -359,10 +400,12 @@ class Decoder:
         return Layout(groups, signals, short=short, pgn=message.pgn, keep_not_available=self._keep_not_available)
 
 
-def _unique_columns(columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-    """The different columns of a matrix, and for every column which of them it is."""
-    if len(columns) == 1:
-        values, which = np.unique(columns[0], return_inverse=True)
-        return values.reshape(1, -1), which
-    values, which = np.unique(columns, axis=1, return_inverse=True)
-    return values, which.reshape(-1)
+def _groups(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Each key that occurs, and the places of it, in order."""
+    if not len(keys):
+        return
+    order = np.argsort(keys, kind="stable")
+    in_order = keys[order]
+    starts = np.flatnonzero(np.diff(in_order, prepend=in_order[:1] - 1))
+    for start, end in zip(starts, [*starts[1:], len(keys)], strict=True):
+        yield int(in_order[start]), order[start:end]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,8 @@ class SignalDefinition:
     def layout(self) -> str:
         """Everything that decides the value, in one canonical line (part of the signal group's id)."""
         kind = "f" if self.floating else "-" if self.signed else "+"
-        return f"{self.start}|{self.length}@{0 if self.big_endian else 1}{kind}({self.scale!r},{self.offset!r})"
+        order = 0 if self.big_endian else 1
+        return f"{self.start}|{self.length}@{order}{kind}({_canonical(self.scale)},{_canonical(self.offset)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ class SignalDatabase:
     warnings: tuple[str, ...]
 
 
+def _canonical(number: float) -> str:
+    """The same text for 2, 2.0 and 2.00: what another tool wrote otherwise is the same definition."""
+    return repr(int(number)) if float(number).is_integer() else repr(float(number))
+
+
 def pgn_of(arbitration_id: int) -> int:
     """The parameter group number in a 29-bit id: without priority and source; PDU1 also without destination.
 
@@ -96,15 +103,21 @@ def load(path: Path, match: Match = "auto") -> SignalDatabase:
 
     Raises SignalDatabaseError with file, line and reason when the file cannot be read or parsed.
     """
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None and not path.is_dir():
+        raise UsageError(f"{path}: unknown kind of signal database", "supported are " + ", ".join(FORMATS))
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SignalDatabaseError(f"{path}: not a regular file", "give the path of a signal database")
         content = path.read_bytes()
     except OSError as error:
         raise SignalDatabaseError(f"{path}: {error.strerror}", "give the path of a signal database") from error
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise UsageError(f"{path}: unknown kind of signal database", "supported are " + ", ".join(FORMATS))
-    text = _text(content)
+    assert kind is not None, "a folder cannot be read"
     warnings: list[str] = []
+    text = _text(content)
+    if "\0" in text:
+        warnings.append(f"{path.name}: has NUL characters, which no database can store: left out")
+        text = text.replace("\0", "")
     with _overheard(warnings, path):
         database = _parse(path, text, kind, warnings)
     messages = []
@@ -184,18 +197,17 @@ def _overheard(warnings: list[str], path: Path) -> Iterator[None]:
 
 def _message(message: Any, match: Match, path: Path, warnings: list[str]) -> MessageDefinition:
     says_j1939 = message.protocol == "j1939"
-    signals = []
+    signals: list[SignalDefinition] = []
     for signal in message.signals:
         definition = _signal(signal)
-        widths = (16, 32, 64) if definition.floating else range(1, 65)
-        if definition.length in widths:
-            signals.append(definition)
-        else:
-            kind = "float" if definition.floating else "integer"
-            warnings.append(
-                f"{path.name}: {message.name}.{signal.name} is {kind} of {signal.length} bits, "
-                "which is not supported: not decoded"
-            )
+        refused = _unsupported(definition)
+        if refused:
+            warnings.append(f"{path.name}: {message.name}.{signal.name} {refused}: not decoded")
+            continue
+        for other in [each for each in signals if each.name == definition.name and _meet(each, definition)]:
+            warnings.append(f"{path.name}: {message.name}.{signal.name} is defined twice: the last one is used")
+            signals.remove(other)
+        signals.append(definition)
     return MessageDefinition(
         name=message.name,
         arbitration_id=message.frame_id,
@@ -207,13 +219,33 @@ def _message(message: Any, match: Match, path: Path, warnings: list[str]) -> Mes
     )
 
 
+def _meet(one: SignalDefinition, other: SignalDefinition) -> bool:
+    """Whether two signals can be in the same frame. One name on several pages of a multiplexor is allowed."""
+    if one.multiplexor != other.multiplexor or one.multiplexor_values is None or other.multiplexor_values is None:
+        return True
+    return bool(one.multiplexor_values & other.multiplexor_values)
+
+
+def _unsupported(signal: SignalDefinition) -> str:
+    """Why a signal cannot be decoded; empty if it can."""
+    if signal.length not in ((16, 32, 64) if signal.floating else range(1, 65)):
+        return f"is {'a float' if signal.floating else 'an integer'} of {signal.length} bits"
+    try:
+        largest = float(2**signal.length * abs(signal.scale) + abs(signal.offset))
+    except OverflowError:
+        largest = math.inf
+    if signal.floating:
+        largest = float(signal.scale) + float(signal.offset)
+    return "" if math.isfinite(largest) else "has values beyond what a float64 holds"
+
+
 def _signal(signal: Any) -> SignalDefinition:
     big_endian = signal.byte_order == "big_endian"
     conversion = signal.conversion
     labels = {int(raw): str(label) for raw, label in conversion.choices.items()} if conversion.choices else None
     scale, offset = conversion.scale, conversion.offset
-    if float(scale).is_integer() and float(offset).is_integer():
-        scale, offset = int(scale), int(offset)  # `2` and `2.0` in two databases are the same definition
+    if math.isfinite(scale) and math.isfinite(offset) and float(scale).is_integer() and float(offset).is_integer():
+        scale, offset = int(scale), int(offset)  # cantools computes such signals in whole numbers
     return SignalDefinition(
         name=signal.name,
         start=8 * (signal.start // 8) + 7 - signal.start % 8 if big_endian else signal.start,

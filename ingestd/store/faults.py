@@ -2,10 +2,10 @@
 
 One table, FAULTS, from SQLSTATE to both; the longest prefix wins. Causes and fates:
 
-    TRANSIENT  passes without anybody doing anything      kept   StoreUnavailable
-    STATE      lasts until an operator acts               kept   StoreError; a full disk is StoreUnavailable
-    DATA       this batch can never go in                 rejected
-    UNKNOWN    none of the above is known to be true      kept   a batch that fails again may be halved
+    TRANSIENT  passes without anybody doing anything      kept      StoreUnavailable
+    STATE      lasts until an operator acts               kept      StoreError; a full disk is StoreUnavailable
+    DATA       this batch can never go in                 rejected  StoreRejected
+    UNKNOWN    none of the above is known to be true      kept      StoreError
 
 Unknown means kept: to reject is the only thing that cannot be made good. No message ever shows a password.
 """
@@ -15,18 +15,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
-from ingestd.errors import StoreError, StoreUnavailable
-
-
-class Fate(Enum):
-    """What becomes of a batch that was not copied."""
-
-    KEPT = "kept"
-    REJECTED = "rejected"
+from ingestd.errors import StoreError, StoreRejected, StoreUnavailable
 
 
 class Cause(Enum):
@@ -46,10 +39,6 @@ class Fault:
     message: str
     hint: str = ""
     retry: bool = False  # whether it may pass: StoreUnavailable
-
-    @property
-    def fate(self) -> Fate:
-        return Fate.REJECTED if self.cause is Cause.DATA else Fate.KEPT
 
 
 def _transient(message: str, hint: str = "") -> Fault:
@@ -158,23 +147,8 @@ def translate(error: BaseException, dsn: str) -> StoreError:
     password = _password(dsn)
     if password:
         said = said.replace(password, "…")
-    kind = StoreUnavailable if fault.retry else StoreError
+    kind = StoreUnavailable if fault.retry else StoreRejected if fault.cause is Cause.DATA else StoreError
     return kind(fault.message.format(said=said, where=place(dsn)), fault.hint)
-
-
-def redact(dsn: str) -> str:
-    """The DSN with a password replaced."""
-    try:
-        parts = urlsplit(dsn)
-    except ValueError:
-        return "(a DSN that cannot be parsed)"
-    login, at, host = parts.netloc.rpartition("@")
-    if ":" in login and not login.endswith(":"):
-        login = login.partition(":")[0] + ":…"
-    query = [(key, "…" if "password" in key.lower() else value) for key, value in parse_qsl(parts.query)]
-    return urlunsplit(
-        (parts.scheme, login + at + host, parts.path, urlencode(query, quote_via=quote, safe="/…"), parts.fragment)
-    )
 
 
 def place(dsn: str) -> str:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import asyncpg
 
 from ingestd.errors import StoreError, UsageError
 from ingestd.store.connection import connect, faults
-from ingestd.store.writer import FeedRow
 
 CAPTURE_TIME_BASE = "capture"
 
@@ -36,6 +35,39 @@ class Session:
     car_id: str | None
     created_utc: datetime
     time_base: str = CAPTURE_TIME_BASE
+
+
+@dataclass(frozen=True, slots=True)
+class FeedRow:
+    """A feed as the database knows it."""
+
+    feed_id: str
+    session_id: UUID
+    session_name: str | None
+    position: int
+    config_hash: str
+    completed: bool
+    decoder_state: dict[str, Any]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it was begun and nothing of it was ever committed."""
+        return self.position == 0 and not self.completed
+
+
+@dataclass(frozen=True, slots=True)
+class NewFeed:
+    """What is known of a file's feed before the first frame of it is committed."""
+
+    feed_id: str
+    sha256: str
+    config_hash: str
+    config: Mapping[str, Any]  # what decides the stored values, for `sessions.config`
+    path: str
+    size_bytes: int
+    mtime: datetime | None
+    machine_id: str
+    importer_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +126,7 @@ class Catalogue:
         rows = await self._fetch(
             """
             SELECT f.feed_id, f.session_id, s.name, f.position, f.config_hash, f.completed_utc IS NOT NULL AS completed,
-                   f.created_utc, f.decoder_state
+                   f.decoder_state
             FROM feeds f LEFT JOIN sessions s ON s.id = f.session_id
             WHERE f.sha256 = $1 ORDER BY f.created_utc, f.feed_id
             """,
@@ -103,7 +135,7 @@ class Catalogue:
         return [
             FeedRow(
                 row["feed_id"], row["session_id"], row["name"], row["position"], row["config_hash"], row["completed"],
-                row["created_utc"], json.loads(row["decoder_state"]),
+                json.loads(row["decoder_state"]),
             )
             for row in rows
         ]  # fmt: skip
@@ -120,8 +152,18 @@ class Catalogue:
             raise UsageError(f"{len(rows)} sessions are called {name!r}", f"give the id of one: {ids}")
         return Session(*rows[0].values()) if rows else None
 
-    async def add(self, session: Session, config: Mapping[str, Any]) -> None:
-        """Record a new session, or that another file with `config` went into it."""
+    async def begin(self, feed: NewFeed, session: Session, existing: str | None) -> FeedRow:
+        """Record a file's feed at position 0, in the session called `existing` or else in a new `session`.
+
+        One transaction, and one at a time for a session's name: two files that make the same session meet in it.
+        What was begun of the same file before and left without a frame is removed. Raises UsageError if the session
+        holds the file already, StoreError if it was recorded live.
+        """
+        await self._fetch("BEGIN")
+        await self._remove_empty(feed.sha256)
+        if existing is not None:
+            await self._fetch("SELECT pg_advisory_xact_lock(hashtextextended('ingestd session ' || $1, 0))", existing)
+            session = await self._join(existing, session, feed)
         await self._fetch(
             """
             INSERT INTO sessions (id, name, car_id, created_utc, time_base, config)
@@ -132,8 +174,58 @@ class Catalogue:
                     coalesce(sessions.config -> 'imports', '[]') || (excluded.config -> 'imports')),
                 updated_utc = now()
             """,
-            session.id, session.name, session.car_id, session.created_utc, session.time_base, json.dumps(config),
+            session.id, session.name, session.car_id, session.created_utc, session.time_base,
+            json.dumps({"feed_id": feed.feed_id, "sha256": feed.sha256, "path": feed.path, **feed.config}),
         )  # fmt: skip
+        await self._fetch(
+            """
+            INSERT INTO feeds (feed_id, kind, session_id, position, machine_id, config_hash, path, size_bytes, mtime,
+                               sha256, importer_version)
+            VALUES ($1, 'file', $2, 0, $3, $4, $5, $6, $7, $8, $9)
+            """,
+            feed.feed_id, session.id, feed.machine_id, feed.config_hash, feed.path, feed.size_bytes, feed.mtime,
+            feed.sha256, feed.importer_version,
+        )  # fmt: skip
+        await self._fetch("COMMIT")
+        return FeedRow(feed.feed_id, session.id, session.name, 0, feed.config_hash, False, {})
+
+    async def _join(self, name: str, session: Session, feed: NewFeed) -> Session:
+        """The session to put the feed into: the one with this name if there is one, else the new one."""
+        found = await self.find(name)
+        if found is None:
+            return session
+        if found.time_base != CAPTURE_TIME_BASE:
+            raise StoreError(
+                f"session {found.name or found.id} was recorded live: its time is that machine's clock",
+                "import the capture into a session of its own",
+            )
+        if await self._fetch("SELECT FROM feeds WHERE session_id = $1 AND sha256 = $2", found.id, feed.sha256):
+            raise UsageError(
+                f"session {found.name or found.id} holds {feed.path} already, decoded otherwise",
+                "import it into another session",
+            )
+        return replace(found, created_utc=session.created_utc)  # The insert keeps the earlier of the two.
+
+    async def _remove_empty(self, sha256: str) -> None:
+        """Remove feeds of the file of which nothing was committed, and what was made for them."""
+        await self._fetch(
+            """
+            WITH gone AS (
+                DELETE FROM feeds WHERE sha256 = $1 AND position = 0 AND completed_utc IS NULL
+                RETURNING feed_id, session_id
+            ), others AS (
+                SELECT session_id FROM feeds WHERE feed_id NOT IN (SELECT feed_id FROM gone)
+            ), trimmed AS (
+                UPDATE sessions s SET config = jsonb_set(s.config, '{imports}', coalesce((
+                    SELECT jsonb_agg(entry) FROM jsonb_array_elements(s.config -> 'imports') entry
+                    WHERE entry ->> 'feed_id' NOT IN (SELECT feed_id FROM gone)), '[]'))
+                WHERE s.id IN (SELECT session_id FROM gone) AND s.id IN (SELECT session_id FROM others)
+            )
+            DELETE FROM sessions s
+            WHERE s.id IN (SELECT session_id FROM gone) AND s.id NOT IN (SELECT session_id FROM others)
+            """,
+            sha256,
+        )
 
     async def summaries(self) -> list[SessionSummary]:
         """All sessions, newest first."""
@@ -144,11 +236,12 @@ class Catalogue:
                    c.samples, c.channels,
                    ARRAY(SELECT path FROM feeds f WHERE f.session_id = s.id AND path IS NOT NULL ORDER BY f.created_utc)
             FROM sessions s CROSS JOIN LATERAL (
-                SELECT coalesce(sum(g.frames * n.channels), 0)::bigint AS samples,
-                       coalesce(sum(n.channels), 0)::bigint AS channels
-                FROM (SELECT group_id, sum(frame_count)::bigint AS frames FROM signal_chunks
-                      WHERE session_id = s.id GROUP BY group_id) g
-                CROSS JOIN LATERAL (SELECT count(*) AS channels FROM channels ch WHERE ch.group_id = g.group_id) n
+                SELECT coalesce(sum(present.frames), 0)::bigint AS samples,
+                       count(DISTINCT (g.source, ch.channel)) AS channels
+                FROM (SELECT group_id, sum(frame_count) AS frames FROM signal_chunks
+                      WHERE session_id = s.id GROUP BY group_id) present
+                JOIN signal_groups g ON g.id = present.group_id
+                JOIN channels ch ON ch.group_id = g.id
             ) c
             ORDER BY s.created_utc DESC, s.id
             """
@@ -163,7 +256,9 @@ class Catalogue:
                    timestamptz 'epoch' + min(c.mono_start_ns + c.utc_offset_ns) / 1000 * interval '1 microsecond',
                    timestamptz 'epoch' + max(c.mono_end_ns + c.utc_offset_ns) / 1000 * interval '1 microsecond',
                    min(NULLIF(v.low, 'NaN')), max(NULLIF(v.high, 'NaN')),
-                   sum(NULLIF(v.mean, 'NaN') * v.count) / NULLIF(sum(v.count), 0)
+                   -- What could add up to more than a float8 holds makes the mean infinite instead of an error.
+                   sum(NULLIF(v.mean, 'NaN') * CASE WHEN abs(v.mean) < 1e290 THEN v.count ELSE float8 'Infinity' END)
+                       / NULLIF(sum(v.count), 0)
             FROM signal_chunks c
             JOIN signal_groups g ON g.id = c.group_id
             JOIN channels ch ON ch.group_id = g.id
@@ -191,12 +286,3 @@ async def open_catalogue(dsn: str) -> AsyncIterator[Catalogue]:
         yield Catalogue(dsn, connection)
     finally:
         connection.terminate()
-
-
-def refuse_boot_session(session: Session) -> None:
-    """Raise StoreError if captures may not go into the session: it lives on a machine's own clock."""
-    if session.time_base != CAPTURE_TIME_BASE:
-        raise StoreError(
-            f"session {session.name or session.id} was recorded live: its time is that machine's clock",
-            "import the capture into a session of its own",
-        )

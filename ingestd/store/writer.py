@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import asyncpg
 
@@ -29,36 +28,6 @@ from ingestd.store.connection import connect, faults
 
 COMMIT_SECONDS_MAX = 300.0  # One batch: a few megabytes. A server that takes longer is treated as gone.
 LOCK_SECONDS_MAX = 10.0  # A killed process's backend notices within this time; a living one keeps the lock.
-
-
-@dataclass(frozen=True, slots=True)
-class FeedRow:
-    """A feed as the database knows it."""
-
-    feed_id: str
-    session_id: UUID
-    session_name: str | None
-    position: int
-    config_hash: str
-    completed: bool
-    created_utc: datetime
-    decoder_state: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class NewFeed:
-    """What is known of a feed and its session before the first frame of it is committed."""
-
-    feed_id: str
-    kind: str
-    session_id: UUID
-    machine_id: str
-    config_hash: str
-    path: str | None = None
-    size_bytes: int | None = None
-    mtime: datetime | None = None
-    sha256: str | None = None
-    importer_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +47,13 @@ class Writer:
     """The connection that writes one feed."""
 
     def __init__(self, dsn: str, feed_id: str) -> None:
+        """`feed_id` may be changed before the first use of the feed: the lock stays on the id given here.
+
+        So imports of one file, whose feed is only known once the database was asked, take turns by its content.
+        """
+        self.feed_id = feed_id
         self._dsn = dsn
-        self._feed_id = feed_id
+        self._lock_id = feed_id
         self._name = f"ingestd/{feed_id}"[:63]
         self._connection: asyncpg.Connection | None = None
         self._known_groups: set[int] = set()
@@ -112,21 +86,8 @@ class Writer:
     async def position(self) -> int | None:
         """How far the feed is committed, or None if the database does not know it."""
         async with faults(self._dsn, on_failure=self.terminate):
-            position = await self._open().fetchval("SELECT position FROM feeds WHERE feed_id = $1", self._feed_id)
+            position = await self._open().fetchval("SELECT position FROM feeds WHERE feed_id = $1", self.feed_id)
         return None if position is None else int(position)
-
-    async def begin(self, feed: NewFeed) -> None:
-        """Record that the feed exists, at position 0. Its session must be there."""
-        async with faults(self._dsn, on_failure=self.terminate):
-            await self._open().execute(
-                """
-                INSERT INTO feeds (feed_id, kind, session_id, position, machine_id, config_hash, path, size_bytes,
-                                   mtime, sha256, importer_version)
-                VALUES ($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10)
-                """,
-                feed.feed_id, feed.kind, feed.session_id, feed.machine_id, feed.config_hash, feed.path,
-                feed.size_bytes, feed.mtime, feed.sha256, feed.importer_version,
-            )  # fmt: skip
 
     async def commit(self, batch: FeedBatch) -> None:
         """Copy the batch and move the feed's position, in one transaction.
@@ -148,7 +109,7 @@ class Writer:
                     UPDATE sessions SET ended_utc = greatest(ended_utc, $2), updated_utc = now()
                     WHERE id = (SELECT session_id FROM feeds WHERE feed_id = $1)
                     """,
-                    self._feed_id,
+                    self.feed_id,
                     batch.ended_utc,
                 )
             moved = await connection.execute(
@@ -157,7 +118,7 @@ class Writer:
                 SET position = $3, frames = $3, decoder_state = $5, completed_utc = CASE WHEN $4 THEN now() END
                 WHERE feed_id = $1 AND position = $2
                 """,
-                self._feed_id,
+                self.feed_id,
                 batch.position_old,
                 batch.position_new,
                 batch.completed,
@@ -165,7 +126,7 @@ class Writer:
             )
             if moved != "UPDATE 1":
                 raise FeedError(
-                    f"feed {self._feed_id} is no longer at {batch.position_old}: somebody else has written it",
+                    f"feed {self.feed_id} is no longer at {batch.position_old}: somebody else has written it",
                     "nothing of this batch was written; import the file again to see where it stands",
                 )
             await connection.execute("COMMIT")
@@ -191,13 +152,13 @@ class Writer:
         while True:
             async with faults(self._dsn, on_failure=self.terminate):
                 if await self._open().fetchval(
-                    "SELECT pg_try_advisory_lock(hashtextextended('ingestd feed ' || $1, 0))", self._feed_id
+                    "SELECT pg_try_advisory_lock(hashtextextended('ingestd feed ' || $1, 0))", self._lock_id
                 ):
                     return
             if time.monotonic() > deadline:
                 self.terminate()
                 raise FeedError(
-                    f"feed {self._feed_id} is being written by another process",
+                    f"feed {self._lock_id} is being written by another process",
                     "wait for it to end; pg_stat_activity shows it under the name " + self._name,
                 )
             await asyncio.sleep(0.1)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from ingestd import demo
 from tests.conftest import psql
 
 DBC = 'VERSION ""\n\nNS_ :\n\nBS_:\n\nBU_: E\n\nBO_ 256 Engine: 8 E\n SG_ Rpm : 0|16@1+ (0.25,0) [0|8000] "rpm" E\n'
@@ -206,3 +209,50 @@ def test_databases_bound_to_sources(migrated: str, capture: Path, dbc: Path) -> 
     done = ingestd("import", capture, "--dbc", f"can9:{dbc}", "--again", "--json", dsn=migrated)
     assert json.loads(done.stdout)["decoded_frames"] == 0
     assert "no frame of source can9" in done.stderr
+
+
+def test_text_of_files_is_shown_as_it_is(migrated: str, tmp_path: Path) -> None:
+    """Brackets in units and file names are no markup."""
+    log, dbc = tmp_path / "[bold]x[.log", tmp_path / "odd.dbc"
+    log.write_text(LOG)
+    dbc.write_text(DBC.replace('"rpm"', '"[/s]"'))
+    assert "[/s]" in ingestd("check", "--capture", log, "--dbc", dbc).stdout
+    assert "[bold]x[.log" in ingestd("import", log, "--dbc", dbc, dsn=migrated).stdout
+    assert "[/s]" in ingestd("sessions", "show", dsn=migrated).stdout
+
+
+def test_what_is_not_a_regular_file(migrated: str, tmp_path: Path, capture: Path) -> None:
+    """A FIFO is refused at once, as a capture and as a database, instead of waiting for somebody to write to it."""
+    fifo = tmp_path / "pipe.dbc"
+    os.mkfifo(fifo)
+    assert "not a regular file" in ingestd("import", fifo, dsn=migrated, exit_code=1).stderr
+    assert "not a regular file" in ingestd("import", capture, "--dbc", fifo, dsn=migrated, exit_code=2).stderr
+
+
+def test_stopped_by_the_keyboard(migrated: str, tmp_path: Path) -> None:
+    """Ctrl-C ends with 130 and says that the same command goes on; it does."""
+    big = tmp_path / "big.log"
+    frames = demo.write_capture(big, 1800)
+    command = [sys.executable, "-m", "ingestd", "import", str(big), "--dsn", migrated]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while psql(migrated, "SELECT count(*) FROM feeds WHERE position > 0") == "0":
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    done = json.loads(ingestd("import", big, "--json", dsn=migrated).stdout)
+    assert (done["frames"], done["resumed_at"] > 0) == (frames, True)
+    assert psql(migrated, "SELECT sum(frame_count) FROM frame_chunks") == str(frames)
+
+
+def test_data_that_postgresql_refuses_stops_only_its_file(migrated: str, capture: Path, dbc: Path) -> None:
+    """The server's refusal names the file, and the next one is imported."""
+    psql(migrated, "ALTER TABLE frame_chunks ADD CHECK (mono_start_ns <> 1436509052249713000)")
+    later = capture.with_name("later.log")
+    later.write_text(LOG.replace("1436509052", "1436509099"))
+    done = ingestd("import", capture, later, "--dbc", dbc, "--json", dsn=migrated, exit_code=1)
+    assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [str(later)]
+    assert str(capture) in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import math
+import os
 import random
 import struct
 from pathlib import Path
@@ -14,9 +15,10 @@ import asyncpg
 import numpy as np
 import pytest
 
+from ingestd import imports
 from ingestd.decode.databases import Match, load
 from ingestd.decode.layout import float8_text
-from ingestd.errors import FeedError, IngestdError, StoreError, UsageError
+from ingestd.errors import CaptureError, FeedError, IngestdError, StoreError, UsageError
 from ingestd.imports import ImportOptions, ImportSummary, import_file
 from ingestd.pipeline import Binding
 from ingestd.sources.captures import open_capture
@@ -277,8 +279,11 @@ async def test_an_ambiguous_session_name_is_refused(migrated: str, small: tuple[
     two = await import_file(log, options(again=True), migrated)
     with pytest.raises(UsageError, match=str(one.session_id)):
         await import_file(log, options(session="small.log", store_frames=False, again=True), migrated)
-    how = options(session=str(two.session_id), store_frames=False, again=True)
-    assert (await import_file(log, how, migrated)).session_id == two.session_id
+    later = log.with_name("later.log")
+    later.write_text("(1436509999.000001) can0 100#A00F010000000000\n")
+    assert (await import_file(later, options(session=str(two.session_id)), migrated)).session_id == two.session_id
+    with pytest.raises(UsageError, match=r"holds .* already"):
+        await import_file(log, options(session=str(two.session_id), store_frames=False, again=True), migrated)
 
 
 async def test_a_capture_without_frames_is_complete(migrated: str, shared_data: Path) -> None:
@@ -337,3 +342,93 @@ async def test_labels_are_keyed_as_postgresql_prints_numbers(migrated: str) -> N
         migrated, "SELECT v::text FROM unnest($1::float8[]) WITH ORDINALITY AS u(v, n) ORDER BY n", values
     )
     assert [row[0] for row in rows] == [float8_text(value) for value in values]
+
+
+async def test_a_file_that_grows_is_not_completed(
+    migrated: str, small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture that is still being written is refused, and imported whole, once, when it is complete."""
+    log, dbc = small
+    hashed = imports.sha256_of
+
+    def hash_then_grow(path: Path) -> str:
+        digest = hashed(path)
+        with path.open("a") as file:
+            file.write("(1436509052.263713) can0 100#A00F010000000000\n")
+        return digest
+
+    monkeypatch.setattr(imports, "sha256_of", hash_then_grow)
+    with pytest.raises(CaptureError, match="changed while it was read"):
+        await import_file(log, options((dbc, "auto")), migrated)
+    monkeypatch.undo()
+    summary = await import_file(log, options((dbc, "auto")), migrated)
+    [row] = await fetch(migrated, "SELECT count(*) AS frames FROM frames")
+    assert (summary.counts.frames, row["frames"]) == (6, 6)
+
+
+async def test_an_import_that_failed_before_its_first_commit_leaves_no_trace(
+    migrated: str, small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with one DBC and failed at once, it can be imported with another, and no empty session stays behind."""
+    log, dbc = small
+    other = tmp_path / "other.dbc"
+    other.write_text(DBC.replace("0.25", "0.5"))
+
+    async def fail(*arguments: object, **more: object) -> None:
+        raise StoreError("it could not be")
+
+    monkeypatch.setattr(imports, "commit", fail)
+    for session in (None, "day 1"):
+        with pytest.raises(StoreError, match="could not be"):
+            await import_file(log, options((other, "auto"), session=session), migrated)
+    monkeypatch.undo()
+    later = tmp_path / "later.log"
+    later.write_text("(1436509999.000001) can0 100#A00F010000000000\n")
+    await import_file(later, options((dbc, "auto"), session="day 1"), migrated)
+    assert (await import_file(log, options((dbc, "auto")), migrated)).counts.frames == 5
+    rows = await fetch(
+        migrated, "SELECT name, jsonb_array_length(config -> 'imports') AS n FROM sessions ORDER BY name"
+    )
+    assert [tuple(row) for row in rows] == [("day 1", 1), ("small.log", 1)]
+
+
+async def test_files_that_make_one_session_at_once(migrated: str, small: tuple[Path, Path], tmp_path: Path) -> None:
+    """Different files imported at the same time into a session that is not there yet meet in one."""
+    _, dbc = small
+    logs = []
+    for number in range(4):
+        log = tmp_path / f"{number}.log"
+        log.write_text(f"(143650{number}999.000001) can0 100#A00F010000000000\n")
+        logs.append(log)
+    summaries = await asyncio.gather(
+        *(import_file(log, options((dbc, "auto"), session="day"), migrated) for log in logs)
+    )
+    assert len({summary.session_id for summary in summaries}) == 1
+
+
+async def test_impossible_dates_are_refused(migrated: str, tmp_path: Path) -> None:
+    """A stamp that no bigint of nanoseconds holds is an error that names it, and other files go on."""
+    asc = tmp_path / "far.asc"
+    asc.write_text(
+        "date Tue Sep 30 03:06:13 pm 2200\nbase hex  timestamps absolute\ninternal events logged\n"
+        "9000000000.000000 1  100             Rx   d 1 01\n"
+    )
+    with pytest.raises(CaptureError, match="no such time"):
+        await import_file(asc, options(), migrated)
+
+
+async def test_file_names_that_are_not_utf8(migrated: str, small: tuple[Path, Path]) -> None:
+    """A capture named in another encoding is imported; its name is stored with replacement characters."""
+    log, dbc = small
+    odd = Path(os.fsdecode(os.fsencode(log.parent) + b"/caf\xe9.log"))
+    log.rename(odd)
+    assert (await import_file(odd, options((dbc, "auto")), migrated)).session_name == "caf\ufffd.log"
+
+
+async def test_a_dbc_that_fits_nothing_is_a_warning(migrated: str, small: tuple[Path, Path], tmp_path: Path) -> None:
+    """No frame decoded: said, with the command that shows why."""
+    other = tmp_path / "other.dbc"
+    other.write_text(DBC.replace("256", "512"))
+    summary = await import_file(small[0], options((other, "auto"), source_names={"can7": "x"}), migrated)
+    assert any("no frame was decoded" in warning for warning in summary.warnings)
+    assert any("--map can7=x" in warning for warning in summary.warnings)

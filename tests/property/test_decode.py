@@ -22,7 +22,7 @@ import pytest
 from cantools.database.can import Message
 from cantools.database.errors import DecodeError
 
-from ingestd.decode.can import Decoder
+from ingestd.decode.can import Decoder, MessageTable
 from ingestd.decode.databases import load
 from ingestd.model import Flag, FrameBatch, Quality
 
@@ -180,7 +180,7 @@ def test_every_value_equals_cantools(path: Path | None) -> None:
             (definitions[message.frame_id, message.is_extended_frame, message.name],),
             (),
         )
-        decoder = Decoder("bus", [only], keep_not_available=True)
+        decoder = Decoder("bus", MessageTable([only]), keep_not_available=True)
         data = list(payloads(message, random.Random(zlib.crc32(message.name.encode()))))
         assert len(data) >= PAYLOADS
         compared += compare(decoder, Oracle(message), message, data)

@@ -77,6 +77,8 @@ def open_capture(
     try:
         if path.is_dir():
             raise CaptureError(f"{path} is a directory, not a capture", "name the files in it")
+        if path.exists() and not path.is_file():
+            raise CaptureError(f"{path} is not a regular file", "write the capture to a file first")
         capture = _capture_class(_detect(path))(path, options)
         capture.probe()
     except OSError as error:

@@ -52,6 +52,10 @@ class Damage:
     def add_offset(self, offset: int, reason: str) -> None:
         self._add(f"offset {offset}: {reason}")
 
+    def as_json(self) -> dict[str, Any]:
+        """What an import remembers of it."""
+        return {"damaged": self.count, "damage": list(self.first)}
+
     def _add(self, description: str) -> None:
         self.count += 1
         if len(self.first) < DAMAGE_DESCRIPTIONS_MAX:

@@ -6,9 +6,12 @@ are in memory at once: some 100 bytes a frame.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ from ingestd.sources.captures.base import (
     padded_width,
 )
 from ingestd.sources.captures.dates import local_ns
+
+UNFINISHED = b"UnFinMF"
 
 Columns = dict[str, NDArray[Any]]
 
@@ -57,12 +62,13 @@ class Mf4Capture(Capture):
         if version[:1] != "4":
             raise CaptureError(f"{self.path} is MDF {version}, without bus frames", "convert it to MF4")
         try:
-            mdf = _open_mdf(self.path)
-            try:
-                groups = [group for index in range(len(mdf.groups)) for group in self._group(mdf, index)]
-                return _merge(groups), self._date(mdf.header)
-            finally:
-                mdf.close()
+            with TemporaryDirectory(prefix="ingestd-") as folder:
+                mdf = _open_mdf(self.path, Path(folder))
+                try:
+                    groups = [group for index in range(len(mdf.groups)) for group in self._group(mdf, index)]
+                    return _merge(groups), self._date(mdf.header)
+                finally:
+                    mdf.close()
         except (CaptureError, OSError, MemoryError):
             raise
         except Exception as error:  # asammdf lets through whatever a damaged file makes its code raise.
@@ -85,8 +91,12 @@ class Mf4Capture(Capture):
                 yield _mf4_columns(signal, event, int(flag))
 
 
-def _open_mdf(path: Path) -> Any:
-    """asammdf's object of an MDF 4 file, to be closed."""
+def _open_mdf(path: Path, folder: Path) -> Any:
+    """asammdf's object of an MDF 4 file, to be closed. What it has to write goes into `folder`.
+
+    An unfinished file, which is what loggers write, it copies with its permissions and then finishes the copy: of a
+    read-only file that fails, and the copy stays behind. So it gets a copy of ours, which it may write.
+    """
     try:
         import asammdf  # An extra, and a second to import.
         from asammdf.blocks.mdf_v4 import MDF4
@@ -96,13 +106,23 @@ def _open_mdf(path: Path) -> Any:
 
     class QuietMDF4(MDF4):
         def __del__(self) -> None:
-            """A file too damaged to open leaves an object without a header, whose finaliser would print an error."""
-            if hasattr(self, "header") and hasattr(self, "_file"):
-                super().__del__()
-            elif hasattr(self, "_tempfile"):
-                self._tempfile.close()
+            """A file too damaged to open leaves an object behind, whose finaliser would print an error.
 
-    return QuietMDF4(path, original_name=path, __internal__=True)  # As asammdf's own class MDF makes it.
+            It lacks a header, or its temporary file has gone with its folder.
+            """
+            with contextlib.suppress(FileNotFoundError):
+                if hasattr(self, "header") and hasattr(self, "_file"):
+                    super().__del__()
+                elif hasattr(self, "_tempfile"):
+                    self._tempfile.close()
+
+    with path.open("rb") as file:
+        unfinished = file.read(len(UNFINISHED)) == UNFINISHED
+    copy = folder / "unfinished.mf4"
+    if unfinished:
+        shutil.copyfile(path, copy)
+    # As asammdf's own class MDF makes it.
+    return QuietMDF4(copy if unfinished else path, original_name=path, temporary_folder=str(folder), __internal__=True)
 
 
 def _mf4_columns(signal: Any, event: str, kind: int) -> Columns:
