@@ -24,7 +24,7 @@ check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, im
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit
 
-bench: $(VENV)/.installed-test ## the figures of the README, measured here
+bench: $(VENV)/.installed-test ## measure what docs/benchmarks.md says, here
 	$(BIN)/python bench/import.py
 
 clean: ## remove the virtual environment and what the tools left behind; no data

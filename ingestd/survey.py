@@ -18,8 +18,8 @@ from ingestd.model import Flag, FrameBatch
 from ingestd.pipeline import Decoders
 from ingestd.sources.captures import open_capture
 
-# Stored bytes, compressed and with indexes, of a busy bus on a server with lz4: `make bench`, docs/benchmarks.md.
-BYTES_PER_SAMPLE = 5.0
+# Stored bytes, with indexes, of a busy bus on a server with lz4, rounded up: 3.3 and 15.0 in docs/benchmarks.md.
+BYTES_PER_SAMPLE = 4.0
 BYTES_PER_FRAME = 16.0
 
 PGN_SUGGESTED_BELOW = 0.05  # An all-extended database that knows fewer frames by id is probably meant by PGN.
