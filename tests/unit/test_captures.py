@@ -640,11 +640,10 @@ def test_payload_padding_is_zero(write: Write) -> None:
         assert not batch.frames.data[behind].any()
 
 
-def test_an_unfinished_mf4_leaves_nothing_behind(
-    captures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@needs_data
+def test_an_unfinished_mf4_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What asammdf writes to finish a logger's file goes away, and the file itself stays as it was."""
-    path = captures / "kona_ev_uds.mf4"
+    path = DATA / "can" / "kona_ev_uds.mf4"
     before = path.read_bytes()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert sum(len(batch) for batch in open_capture(path).batches()) == 2010
