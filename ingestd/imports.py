@@ -147,9 +147,12 @@ def sha256_of(path: Path) -> str:
         raise CaptureError(f"{path}: {error.strerror}", "give the path of a capture file") from error
 
 
-def _fingerprint(path: Path) -> tuple[int, int, int]:
-    """What changes when somebody writes to the file."""
-    status = path.stat()
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """What changes when somebody writes to the file; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -191,10 +194,10 @@ async def import_file(
     again goes on from there.
     """
     started = time.monotonic()
+    fingerprint = _fingerprint(path)
     capture = await asyncio.to_thread(
         open_capture, path, source_names=options.source_names, rate=options.rate, timezone=options.timezone
     )
-    fingerprint = _fingerprint(path)
     async with open_catalogue(dsn) as catalogue:
         sha256 = await asyncio.to_thread(sha256_of, path)
         writer = Writer(dsn, sha256)
@@ -246,7 +249,7 @@ async def _import(
     feed: FeedRow,
     writer: Writer,
     options: ImportOptions,
-    fingerprint: tuple[int, int, int],
+    fingerprint: tuple[int, int, int] | None,
     started: float,
     on_progress: Callable[[Progress], None],
     on_retry: Callable[[StoreUnavailable], None],

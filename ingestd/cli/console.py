@@ -58,7 +58,8 @@ def database(dsn: str | None) -> str:
     if embedded.running() is None:
         err.print(f"starting the embedded PostgreSQL in {embedded.data_dir()}")
     dsn = embedded.start()
-    run(migrate.upgrade(dsn))
+    if run(migrate.current(dsn)) != migrate.head():
+        run(migrate.upgrade(dsn))
     return dsn
 
 
