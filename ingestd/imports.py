@@ -214,6 +214,9 @@ async def import_file(
             if feed.completed:
                 return _summary(path, feed, started)
             return await _import(capture, feed, writer, options, fingerprint, started, on_progress, on_retry)
+        except CaptureError:
+            await catalogue.forget_empty(sha256)
+            raise
         finally:
             writer.terminate()
 

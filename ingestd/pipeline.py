@@ -186,7 +186,7 @@ async def commit(
             if not writer.is_open:
                 await writer.open()
                 found = await writer.position()
-                if found == batch.position_new:
+                if found == batch.position_new != batch.position_old:
                     return  # The commit went through; only its answer was lost.
                 if found != batch.position_old:
                     raise FeedError(

@@ -142,12 +142,13 @@ class _Message:
 
         Multiplexors that are not inside the payload select nothing. None: a value that selects is unknown.
         """
-        labels, found, waiting = [], [], list(self.roots)
+        labels, waiting = [], list(self.roots)
+        found: dict[str, SignalDefinition] = {}  # A page's signal goes before one of the same name above it.
         while waiting:
             signal = waiting.pop()
             if signal.end > bits:
                 continue
-            found.append(signal)
+            found[signal.name] = signal
             multiplexor = self.multiplexors.get(signal.name)
             if multiplexor is not None:
                 number = pages[signal.name]
@@ -155,7 +156,7 @@ class _Message:
                     return None
                 labels.append(multiplexor.labels[number])
                 waiting.extend(multiplexor.children[number])
-        return " ".join(sorted(labels)), tuple(sorted(found, key=lambda s: self._order[id(s)]))
+        return " ".join(sorted(labels)), tuple(sorted(found.values(), key=lambda s: self._order[id(s)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,16 +331,16 @@ class Decoder:
             address = (kind >> 16) & 0xFF if compiled.pgn is not None else None
             members = rows[places]
             inside = [m for m in compiled.multiplexors.values() if m.signal.end <= 8 * payload_bytes]
-            # Page numbers and not raw values: what an unselected multiplexor holds is other signals' bits.
-            pages = np.zeros(len(members), np.int64)
+            # Page numbers and not raw values: what an unselected multiplexor holds is other signals' bits. They are
+            # numbered anew after each multiplexor, so that many of them together cannot overflow.
+            codes = np.zeros(len(members), np.int64)
+            pages_of_code: list[tuple[int, ...]] = [()]
             for multiplexor in inside:
-                pages = pages * (len(multiplexor.labels) + 1) + multiplexor.pages(words[members]) + 1
-            for code, chosen_pages in _groups(pages):
-                digits = []
-                for multiplexor in reversed(inside):
-                    code, digit = divmod(code, len(multiplexor.labels) + 1)
-                    digits.append(digit - 1)
-                selected = tuple(reversed(digits))
+                base = len(multiplexor.labels) + 1
+                unique, codes = np.unique(codes * base + multiplexor.pages(words[members]) + 1, return_inverse=True)
+                pages_of_code = [(*pages_of_code[code // base], code % base - 1) for code in unique.tolist()]
+            for code, chosen_pages in _groups(codes):
+                selected = pages_of_code[code]
                 layout[members[chosen_pages]] = self._layout_number(number, address, payload_bytes, inside, selected)
 
     def _layout_number(

@@ -220,8 +220,10 @@ def _message(message: Any, match: Match, path: Path, warnings: list[str]) -> Mes
 
 
 def _meet(one: SignalDefinition, other: SignalDefinition) -> bool:
-    """Whether two signals can be in the same frame. One name on several pages of a multiplexor is allowed."""
-    if one.multiplexor != other.multiplexor or one.multiplexor_values is None or other.multiplexor_values is None:
+    """Whether two signals are on the same page. One name on several pages is allowed."""
+    if one.multiplexor != other.multiplexor:
+        return False
+    if one.multiplexor_values is None or other.multiplexor_values is None:
         return True
     return bool(one.multiplexor_values & other.multiplexor_values)
 

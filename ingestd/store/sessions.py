@@ -155,14 +155,13 @@ class Catalogue:
     async def begin(self, feed: NewFeed, session: Session, existing: str | None) -> FeedRow:
         """Record a file's feed at position 0, in the session called `existing` or else in a new `session`.
 
-        One transaction, and one at a time for a session's name: two files that make the same session meet in it.
-        What was begun of the same file before and left without a frame is removed. Raises UsageError if the session
-        holds the file already, StoreError if it was recorded live.
+        One transaction, and one at a time: two files that make the same session meet in it. What was begun of the
+        same file before and left without a frame is removed. Raises UsageError if the session holds the file already,
+        StoreError if it was recorded live.
         """
         await self._fetch("BEGIN")
         await self._remove_empty(feed.sha256)
         if existing is not None:
-            await self._fetch("SELECT pg_advisory_xact_lock(hashtextextended('ingestd session ' || $1, 0))", existing)
             session = await self._join(existing, session, feed)
         await self._fetch(
             """
@@ -206,8 +205,19 @@ class Catalogue:
             )
         return replace(found, created_utc=session.created_utc)  # The insert keeps the earlier of the two.
 
+    async def forget_empty(self, sha256: str) -> None:
+        """Remove what was begun of a file and left without a frame. The caller holds the lock on the file."""
+        await self._fetch("BEGIN")
+        await self._remove_empty(sha256)
+        await self._fetch("COMMIT")
+
     async def _remove_empty(self, sha256: str) -> None:
-        """Remove feeds of the file of which nothing was committed, and what was made for them."""
+        """Remove feeds of the file of which nothing was committed, and what was made for them.
+
+        Takes the lock that all who begin or remove take first: otherwise one could remove the session that another
+        is about to join. It ends with the transaction.
+        """
+        await self._fetch("SELECT pg_advisory_xact_lock(hashtextextended('ingestd sessions', 0))")
         await self._fetch(
             """
             WITH gone AS (

@@ -361,6 +361,7 @@ async def test_a_file_that_grows_is_not_completed(
     with pytest.raises(CaptureError, match="changed while it was read"):
         await import_file(log, options((dbc, "auto")), migrated)
     monkeypatch.undo()
+    assert await fetch(migrated, "SELECT FROM sessions") == []
     summary = await import_file(log, options((dbc, "auto")), migrated)
     [row] = await fetch(migrated, "SELECT count(*) AS frames FROM frames")
     assert (summary.counts.frames, row["frames"]) == (6, 6)

@@ -308,6 +308,28 @@ SG_MUL_VAL_ 768 Other Outer 2-2;
     assert decoded.counts.undecoded == 1
 
 
+def test_many_multiplexors_at_once(tmp_path: Path) -> None:
+    """Nine multiplexors of 128 pages each: more combinations than an int64 counts, and every one is told apart."""
+    lines = []
+    for m in range(9):
+        lines.append(f' SG_ M{m} M : {m * 16}|8@1+ (1,0) [0|0] "" ECU' if m == 0 else
+                     f' SG_ M{m} m0M : {m * 16}|8@1+ (1,0) [0|0] "" ECU')  # fmt: skip
+        lines += [f' SG_ S{m}_{p} m{p} : {m * 16 + 8}|8@1+ (1,0) [0|0] "" ECU' for p in range(128)]
+    ranges = [f"SG_MUL_VAL_ 768 M{m} M0 0-255;" for m in range(1, 9)]
+    ranges += [f"SG_MUL_VAL_ 768 S{m}_{p} M{m} {p}-{p};" for m in range(9) for p in range(128)]
+    text = "\n".join(["BO_ 768 Many: 64 ECU", *lines, *ranges, ""])
+    decoder = Decoder("can0", table(tmp_path, text))
+    last = "".join("7f2a" for _ in range(9)).ljust(128, "0")
+    mixed = "".join(f"{m:02x}2a" for m in range(9)).ljust(128, "0")
+    decoded = decoder.decode(frame_batch((768, last), (768, mixed), (768, last), flags=Flag.FD))
+    found = samples(decoded)
+    assert decoded.counts.decoded == 3
+    for m in range(9):
+        assert [stamp for stamp, _, _ in found[f"can0 Many.S{m}_127"]] == [0, 2]
+        assert [stamp for stamp, _, _ in found[f"can0 Many.S{m}_{m}"]] == [1]
+    assert len(found) == 9 * 3
+
+
 def test_numbers_written_otherwise_are_the_same_definition(tmp_path: Path) -> None:
     """(0.5,1) and (0.5,1.0) give the same group."""
     ids = set()

@@ -67,6 +67,14 @@ async def test_a_commit_that_did_not_happen_is_repeated() -> None:
     assert (writer.committed, writer.commits) == (20, 3)
 
 
+async def test_an_empty_feed_is_completed_after_a_lost_connection() -> None:
+    """Where old and new position are the same, the position proves nothing: the commit is repeated."""
+    writer = Writer(0, ["before"])
+    empty = FeedBatch(position_old=0, position_new=0, groups=(), copies=(), completed=True)
+    await pipeline.commit(writer, empty, patience_seconds=5.0, on_retry=lambda _: None)  # type: ignore[arg-type]
+    assert writer.commits == 2
+
+
 @pytest.mark.parametrize("position", [None, 0, 15, 30])
 async def test_any_other_position_is_refused(position: int | None) -> None:
     """A position that is neither the old nor the new one means another database or another writer."""
