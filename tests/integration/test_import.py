@@ -8,6 +8,7 @@ import math
 import os
 import random
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ingestd.errors import CaptureError, FeedError, IngestdError, StoreError, Us
 from ingestd.imports import ImportOptions, ImportSummary, import_file
 from ingestd.pipeline import Binding
 from ingestd.sources.captures import open_capture
+from ingestd.store.sessions import NewFeed, Session, new_session_id, open_catalogue
 
 DBC = """VERSION ""
 
@@ -433,3 +435,24 @@ async def test_a_dbc_that_fits_nothing_is_a_warning(migrated: str, small: tuple[
     summary = await import_file(small[0], options((other, "auto"), source_names={"can7": "x"}), migrated)
     assert any("no frame was decoded" in warning for warning in summary.warnings)
     assert any("--map can7=x" in warning for warning in summary.warnings)
+
+
+async def test_beginning_and_clearing_away_take_turns(migrated: str) -> None:
+    """One file joins a session while what was begun of another is removed from it: every feed has its session."""
+
+    async def begin(sha256: str, feed_id: str, name: str, existing: str | None) -> None:
+        feed = NewFeed(feed_id, sha256, "", {}, "x.log", 0, None, "machine", "0")
+        session = Session(new_session_id(), name, None, datetime.now(UTC))
+        async with open_catalogue(migrated) as catalogue:
+            await catalogue.begin(feed, session, existing)
+
+    for number in range(15):
+        await begin(f"x{number}", f"x{number}", f"race {number}", f"race {number}")
+        await asyncio.gather(
+            begin(f"y{number}", f"y{number}", f"race {number}", f"race {number}"),
+            begin(f"x{number}", f"x{number}+1", f"own {number}", None),
+        )
+    orphans = "SELECT FROM feeds f WHERE NOT EXISTS (SELECT FROM sessions WHERE id = f.session_id)"
+    assert await fetch(migrated, orphans) == []
+    [row] = await fetch(migrated, "SELECT count(*) AS n FROM feeds")
+    assert row["n"] == 30

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import can
@@ -61,7 +62,8 @@ EXPECTED = {
     "formats/mdf4conv_multiple_can.log": ("candump", 164, 2, {Flag.FD: 128}),
     "formats/vblf_CanMessage2.blf": ("blf", 2, 1, {}),
     "formats/vblf_CanFdMessage.blf": ("blf", 2, 1, {Flag.FD: 2}),
-    "formats/vblf_CanFdErrorFrame64.blf": ("blf", 0, 0, {}),
+    # The README counts what python-can reads; its objects are two error frames (type 104), which python-can skips.
+    "formats/vblf_CanFdErrorFrame64.blf": ("blf", 2, 0, {Flag.ERROR: 2}),
     "formats/vblf_J1708Message.blf": ("blf", 0, 0, {}),
 }
 
@@ -649,3 +651,205 @@ def test_an_unfinished_mf4_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     assert sum(len(batch) for batch in open_capture(path).batches()) == 2010
     assert list(tmp_path.iterdir()) == []
     assert path.read_bytes() == before
+
+
+# What a hostile review found.
+
+
+def test_values_that_raise_anything_are_damage_of_their_line(write: Write) -> None:
+    """A letter in base64 and a stamp beyond any number cost their lines."""
+    bad = "1483389946.197,0x1,0,0,0,1,éQ==\n1e999999,0x1,0,0,0,1,EQ==\n"
+    capture = open_capture(write("a.csv", CSV + bad))
+    assert len(rows(capture)) == 3
+    assert [line[:7] for line in capture.damage.first] == ["line 5:", "line 6:"]
+
+
+def test_requests_to_transmit_are_no_frames(write: Write) -> None:
+    """TxRq is the frame before it is sent: skipped in ASC and BLF, and no damage."""
+    requests = "   2.5 1  123  TxRq  d 1 11\n   2.6 CANFD   3 TxRq   4EE   1 0 1 1 11\n"
+    capture = open_capture(write("a.asc", ASC + requests))
+    assert rows(capture) == rows(open_capture(write("b.asc", ASC)))
+    assert capture.damage.count == 0
+    objects = []
+    for kind, size, at in ((1, 48, 34), (86, 56, 34), (100, 120, 34), (101, 136, 66)):
+        for direction in (0, 2):
+            head = struct.pack("<4sHHLLLHHQ", b"LOBJ", 32, 1, size, kind, 2, 0, 0, 7)
+            one = bytearray(head.ljust(size, b"\0"))
+            one[at] = direction
+            objects.append(bytes(one))
+    capture = open_capture(write("a.blf", blf(blf_container(b"".join(objects)))))
+    assert len(rows(capture)) == 4
+    assert capture.damage.count == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "flags", "payload"),
+    [
+        ("200040", 0, b"\x11\x22"),
+        ("203000", Flag.FD | Flag.BITRATE_SWITCH | Flag.ERROR_STATE, b"\x11\x22"),
+        ("200050", Flag.REMOTE, b""),
+    ],
+)
+@pytest.mark.parametrize("name", ["", "7Name"])
+def test_asc_flags_tell_classic_frames_of_canfd_lines(
+    write: Write, field: str, flags: int, payload: bytes, name: str
+) -> None:
+    """The flags behind the payload say which frames of CANFD lines are CAN FD."""
+    line = f" 1.0 CANFD 1 Rx 123 {name} 1 1 2 2 11 22 102203 133 {field} e0006659 46500250\n"
+    assert [row[3:] for row in rows(open_capture(write("a.asc", line)))] == [(flags, payload)]
+
+
+def open_mf4(write: Write, monkeypatch: pytest.MonkeyPatch, event: str, **columns: object) -> Capture:
+    """A capture of one channel group, as asammdf would give it."""
+    arrays = {f"{event}.{name}": np.array(values, np.uint8) for name, values in columns.items()}
+    count = len(next(iter(arrays.values())))
+    samples = np.zeros(count, [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()])
+    for name, array in arrays.items():
+        samples[name] = array
+    signal = SimpleNamespace(samples=samples, timestamps=np.arange(count, dtype=np.float64))
+    group = SimpleNamespace(
+        channels=[SimpleNamespace(name=event)], channel_group=SimpleNamespace(cycles_nr=count), comment=""
+    )
+    mdf = SimpleNamespace(
+        groups=[group],
+        header=SimpleNamespace(abs_time=0),
+        get=lambda *_args, **_kwargs: signal,
+        close=lambda: None,
+    )
+    monkeypatch.setattr("ingestd.sources.captures.mf4._open_mdf", lambda *_args: mdf)
+    return open_capture(write("a.mf4", b"MDF     4.10    " + bytes(100)))
+
+
+def test_mf4_lengths_that_cannot_be_are_damage(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No payload is made up or cut: its frame is left out and counted."""
+    data = [[1] * 12] * 5
+    lengths, fd = [8, 12, 12, 9, 64], [0, 0, 1, 1, 1]
+    capture = open_mf4(write, monkeypatch, "CAN_DataFrame", ID=[5] * 5, DataLength=lengths, EDL=fd, DataBytes=data)
+    for _ in range(2):
+        assert [row[4] for row in rows(capture)] == [b"\1" * 8, b"\1" * 12]
+        assert [line.partition(":")[0] for line in capture.damage.first] == ["record 2", "record 4", "record 5"]
+
+
+@pytest.mark.parametrize("columns", [{}, {"DataBytes": [1, 2]}])
+def test_mf4_without_payloads_is_refused(
+    write: Write, monkeypatch: pytest.MonkeyPatch, columns: dict[str, list[int]]
+) -> None:
+    """Zeros are no payload; frames without any bytes need none."""
+    with pytest.raises(CaptureError, match=r"a\.mf4 has frames without DataBytes"):
+        open_mf4(write, monkeypatch, "CAN_DataFrame", ID=[5, 6], DataLength=[0, 1], **columns)
+    capture = open_mf4(write, monkeypatch, "CAN_DataFrame", ID=[5, 6], DataLength=[0, 0], **columns)
+    assert [row[4] for row in rows(capture)] == [b"", b""]
+
+
+def test_mf4_error_frames_are_not_extended(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error frame has one flag, as in the other kinds."""
+    capture = open_mf4(write, monkeypatch, "CAN_ErrorFrame", ID=[5], IDE=[1])
+    assert [row[3] for row in rows(capture)] == [Flag.ERROR]
+
+
+def test_a_broken_gzip_gives_what_comes_before(write: Write) -> None:
+    """A flipped bit in the checksum costs no line, one in the middle only what comes after it."""
+    packed = bytearray(gzip.compress(LOG.encode()))
+    packed[-6] ^= 1
+    capture = open_capture(write("a.log.gz", bytes(packed)))
+    assert len(rows(capture)) == 3
+    assert capture.damage.count == 1
+    random = Random(3)
+    text = "".join(f"({n}.000000) can0 123#{random.randbytes(8).hex()}\n" for n in range(1000)).encode()
+    half = zlib.compressobj(wbits=31)
+    packed = bytearray(half.compress(text) + half.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 100)
+    capture = open_capture(write("b.log.gz", bytes(packed)))
+    assert len(rows(capture)) == 1000
+    assert capture.damage.count == 1
+
+
+@pytest.mark.parametrize("in_container", [True, False])
+def test_blf_damage_that_hides_objects_is_counted(write: Write, in_container: bool) -> None:
+    """A gap, a wrong size and a wrong type cost at most the object they are in, and always count."""
+    good = [blf_object(n, 2) for n in range(100)]
+
+    def read(objects: list[bytes]) -> tuple[list[int], int]:
+        data = b"".join(objects)
+        capture = open_capture(write("a.blf", blf(blf_container(data) if in_container else data)))
+        return [row[0] % 1000 for row in rows(capture)], capture.damage.count
+
+    def resized(size: int, kind: int = 1) -> list[bytes]:
+        one = bytearray(good[50])
+        struct.pack_into("<LL", one, 8, size, kind)
+        return [*good[:50], bytes(one), *good[51:]]
+
+    everything, others = list(range(100)), [*range(50), *range(51, 100)]
+    assert read([*good[:50], bytes(7), *good[50:], bytes(100)])[0] == everything
+    for gap in (8, 100, 5000):
+        assert read([*good[:50], bytes(gap), *good[50:]]) == (everything, 1)
+    for size in (4 * 48, 150, 5_000_000):
+        assert read(resized(size)) == (others, 1)
+    for size in (150, 5_000_000):
+        assert read(resized(size, 6)) == (others, 1)
+
+
+def test_blf_zeros_at_the_end_of_a_container_count(write: Write) -> None:
+    """A gap is one, though its end is in the next container."""
+    parts = [blf_container(blf_object(1, 2) + bytes(100)), blf_container(blf_object(2, 2))]
+    capture = open_capture(write("a.blf", blf(*parts)))
+    assert len(rows(capture)) == 2
+    assert capture.damage.count == 1
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_blf_container_of_wrong_type_or_size(write: Write, stored: bool) -> None:
+    """A container that claims to be something else, or to hold the next one, is damage."""
+    data = b"".join(blf_object(n, 2) for n in range(10))
+    one = bytearray(blf_container(data))
+    if stored:
+        one = bytearray(struct.pack("<4sHHLL16x", b"LOBJ", 16, 1, 32 + len(data), 10) + data)
+    capture = open_capture(write("a.blf", blf(bytes(one), bytes(one))))
+    assert (len(rows(capture)), capture.damage.count) == (20, 0)
+    wrong = bytearray(one)
+    wrong[12] = 11
+    capture = open_capture(write("b.blf", blf(bytes(one), bytes(wrong), bytes(one))))
+    assert (len(rows(capture)), capture.damage.count) == (30, 1)
+    next_ones = bytes(one) * 2
+    struct.pack_into("<L", one, 8, 2 * len(one))
+    capture = open_capture(write("c.blf", blf(bytes(one) + next_ones)))
+    assert (len(rows(capture)), capture.damage.count) == (30, 1)
+
+
+def test_classic_dlc_above_8_means_8_bytes(write: Write) -> None:
+    """A classic TRC frame may have a DLC of 9 to 15."""
+    text = ";$FILEVERSION=2.1\n;$STARTTIME=44548.5\n;$COLUMNS=N,O,T,B,I,d,R,L,D\n"
+    text += " 1 17.5 DT 1 0123 Rx - 12 01 02 03 04 05 06 07 08\n"
+    capture = open_capture(write("a.trc", text))
+    assert [row[3:] for row in rows(capture)] == [(0, bytes(range(1, 9)))]
+
+
+def test_blf_fd_error_frames_are_read(write: Write) -> None:
+    """CAN_FD_ERROR_64 is an error frame like the others."""
+    head = struct.pack("<4sHHLLLHHQ", b"LOBJ", 32, 1, 84, 104, 2, 0, 0, 7)
+    body = struct.pack("<BBBBHHHBBL", 2, 8, 8, 0, 0, 0, 0, 84, 0, 0x123).ljust(44, b"\0") + bytes(range(8))
+    capture = open_capture(write("a.blf", blf(head + body)))
+    assert [row[1:] for row in rows(capture)] == [("can1", 0x123, Flag.ERROR, bytes(range(8)))]
+
+
+def test_error_frames_may_have_29_bits(write: Write) -> None:
+    """The id of an error frame is not held against it."""
+    capture = open_capture(write("a.csv", CSV + "1483389948.5,0x1fffffff,0,0,1,0,\n"))
+    assert rows(capture)[-1][2:] == (0x1FFFFFFF, Flag.ERROR, b"")
+
+
+@pytest.mark.parametrize("text", [LOG, LOG.splitlines()[0], ASC, TRC, CSV])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_byte_order_mark_is_no_text(write: Write, text: str, packed: bool) -> None:
+    """What an editor puts before the first line changes nothing."""
+    content = b"\xef\xbb\xbf" + text.encode()
+    capture = open_capture(write("a", gzip.compress(content) if packed else content))
+    assert rows(capture) == rows(open_capture(write("b", text)))
+    assert capture.damage.count == 0
+
+
+@pytest.mark.parametrize("line", ["//0.0 previous log file: a", "0.0 previous log file: a", "previous log file: a"])
+def test_asc_names_of_previous_files_are_no_damage(write: Write, line: str) -> None:
+    """The header may say which file came before."""
+    capture = open_capture(write("a.asc", ASC.replace("internal", f"{line}\ninternal")))
+    assert rows(capture) == rows(open_capture(write("b.asc", ASC)))
+    assert capture.damage.count == 0

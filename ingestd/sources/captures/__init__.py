@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from datetime import UTC, tzinfo
 from fractions import Fraction
@@ -103,7 +104,7 @@ def _detect(path: Path) -> str:
         head = next((data for data, _ in read_blocks(path, _HEAD_BYTES, Damage())), b"")
         if head[:4] in _MAGIC:
             raise CaptureError(f"{path} is a gzipped {_MAGIC[head[:4]]} file", "unpack it with gunzip first")
-    kind = _MAGIC.get(head[:4]) or _detect_text(head) or _EXTENSIONS.get(name.suffix.lower())
+    kind = _MAGIC.get(head[:4]) or _detect_text(head.removeprefix(BOM_UTF8)) or _EXTENSIONS.get(name.suffix.lower())
     if kind is None:
         raise CaptureError(f"{path} is not a capture of a known kind", SUPPORTED_HINT)
     return kind

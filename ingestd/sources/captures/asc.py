@@ -21,9 +21,14 @@ from ingestd.sources.captures.text import LineFeed, LinesCapture
 
 _DATE = re.compile(r"(?:date|begin\s+triggerblock)(?:\s+\w+\s+(?P<date>.+)|\s|$)", re.IGNORECASE)
 _BASE = re.compile(r"base\s+(hex|dec)(?:\s+timestamps\s+(?P<stamps>absolute|relative))?", re.IGNORECASE)
-_REMARK = re.compile(r"//|(no)?\s*internal\s+events\s+logged|end\s+triggerblock|base\s|$", re.IGNORECASE)
+_REMARK = re.compile(
+    r"//|previous\s+log\s+file:|(no)?\s*internal\s+events\s+logged|end\s+triggerblock|base\s|$", re.IGNORECASE
+)
 _STAMPED = re.compile(r"(?P<stamp>\d+\.\d+)\s+(?P<event>.+)")
 _FRAME_LIKE = re.compile(r"\d+\s+[0-9A-Fa-f]+x?(\s|$)", re.ASCII)
+_TX_REQUEST = re.compile(r"(?:CANFD\s+\d+|\d+\s+\w+)\s+TxRq(?:\s|$)", re.IGNORECASE)
+_PREVIOUS = re.compile(r"\d+\.\d+\s+previous\s+log\s+file:", re.IGNORECASE)
+_EDL, _RTR = 0x1000, 0x0010  # Bits of the flags behind a CAN FD frame's payload, as in BLF.
 _LONG = re.compile(
     r"(?P<id>\w+)\s+(?P<dir>Rx|Tx)\s+d\s+(?P<dlc>\w{1,2})\s+(?P<data>(?:[0-9a-f]{2}(?:\s+|$)){9,64})", re.IGNORECASE
 )
@@ -72,6 +77,8 @@ class AscFeed(LineFeed):
             ns = _date_ns(date["date"] or "", self._zone)
             self.date_ns = self.date_ns if ns is None else ns
             self._elapsed_ns = 0
+        elif _PREVIOUS.match(line):  # Of the header, though it has a stamp.
+            return ()
         elif stamped := _STAMPED.match(line):
             header = ("internal events logged",) if self.in_header else ()
             self.in_header = False
@@ -87,7 +94,8 @@ class AscFeed(LineFeed):
         if self._relative:  # Every stamp, of frames or not, counts from the line before it.
             self._elapsed_ns += round(Decimal(stamp) * SECOND_NS)
             stamp = f"{self._elapsed_ns // SECOND_NS}.{self._elapsed_ns % SECOND_NS:09d}"
-        return (f"{stamp} {event}",)
+        # What follows a request to transmit is the frame itself; with both it would be there twice.
+        return () if _TX_REQUEST.match(event) else (f"{stamp} {event}",)
 
 
 class _Reader(ASCReader):
@@ -112,6 +120,8 @@ class _Reader(ASCReader):
             message = super()._process_fd_can_frame(line, msg_kwargs)
             if message.dlc == 0:
                 message.is_remote_frame = False  # CAN FD has none (ISO 11898-1); the reader guesses from DLC 0.
+            if not message.is_error_frame:
+                _apply_flags(message, line)
             return check_payload(message, message.dlc)
         except PARSE_ERRORS as error:
             self._feed.reject(f"not a CAN FD frame ({error})")
@@ -130,8 +140,25 @@ class _Reader(ASCReader):
         return Message(**msg_kwargs, is_rx=match["dir"].lower() == "rx", is_fd=True, dlc=len(data), data=data)
 
 
+def _apply_flags(message: Message, line: str) -> None:
+    """Make a classic frame of the message if the flags behind its payload say so: CANFD lines hold both kinds.
+
+    The flags of a payload that only CAN FD can have are wrong, and a remote frame stays as python-can reads it.
+    """
+    fields = line.split()
+    begin = (7 if fields[3].isdigit() else 8) + len(message.data)  # Behind the length come payload, duration, bits.
+    if message.is_remote_frame or len(message.data) > CLASSIC_BYTES_MAX or len(fields) < begin + 3:
+        return
+    flags = int(fields[begin + 2], 16)
+    if not flags & _EDL:
+        message.is_fd = message.bitrate_switch = message.error_state_indicator = False
+        message.is_remote_frame = bool(flags & _RTR)
+
+
 class AscCapture(LinesCapture):
     """Vector ASC, absolute or relative stamps. Chip states, statistics and J1939 events are skipped, as in python-can.
+
+    Requests to transmit (`TxRq`) are skipped, too: they are neither frames nor damage.
 
     The date that applies is the latest of `date` and `Begin Triggerblock` before the first event; frames behind a
     later one are moved by the difference of the dates.

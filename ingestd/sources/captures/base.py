@@ -52,6 +52,9 @@ class Damage:
     def add_offset(self, offset: int, reason: str) -> None:
         self._add(f"offset {offset}: {reason}")
 
+    def add_record(self, number: int, reason: str) -> None:
+        self._add(f"record {number}: {reason}")
+
     def as_json(self) -> dict[str, Any]:
         """What an import remembers of it."""
         return {"damaged": self.count, "damage": list(self.first)}

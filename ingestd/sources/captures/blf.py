@@ -1,10 +1,10 @@
 """Vector BLF: objects in (mostly compressed) containers.
 
-The layouts are those of Vector's binlog API (binlog_objects.h), as python-can reads them; here whole containers become
-columns, stamps stay integers, and a bad object costs no more than itself.
+Unlike in python-can whole containers become columns, stamps stay integers, and a bad object costs no more than itself.
 
 Limits: an object or container that claims more than 64 MiB is damage. Objects other than frames and error frames are
-skipped.
+skipped, and so are requests to transmit. An object whose size does not lead to another one, and that has one in it,
+is damage, and reading goes on in it.
 """
 
 from __future__ import annotations
@@ -12,121 +12,38 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ingestd.errors import CaptureError
-from ingestd.model import Flag, FrameBatch, Int64s, UInt8s
+from ingestd.model import FrameBatch
 from ingestd.sources.captures.base import (
-    EXTENDED_ID_MAX,
-    FD_LENGTHS,
-    STAMP_NS_MAX,
-    STANDARD_ID_MAX,
     SUPPORTED_HINT,
     Capture,
     CaptureBatch,
     Options,
     Sources,
 )
+from ingestd.sources.captures.blf_objects import LAYOUTS, parse_objects
 from ingestd.sources.captures.dates import zoned_ns
 
 OBJECT_BYTES_MAX = 64 << 20  # Vector's containers have about 128 kB.
 ObjectPlaces = dict[int, list[tuple[int, int]]]  # position and header size of the objects of each type
 _SEARCH_BYTES = 1 << 16
+_SIGNATURE = b"LOBJ"
+_PADDING_MAX = 7  # Bytes between objects; more are damage.
 
 _FILE_HEADER = struct.Struct("<4sL32x8H")
 _OBJECT_HEADER = struct.Struct("<4sHHLL")  # signature, header size, header version, object size, type
 _CONTAINER = 10
 _CONTAINER_HEADER_BYTES = 16  # Its first two are the compression.
 _STORED, _DEFLATED = b"\0\0", b"\2\0"
-_STAMPED_HEADER = np.dtype(
-    {"names": ["size", "flags", "stamp"], "formats": ["<u4", "<u4", "<u8"], "offsets": [8, 16, 24], "itemsize": 32}
-)
-_TEN_MICROSECONDS = 1  # Object flag; otherwise the unit is a nanosecond.
-_EXTENDED = 0x80000000
-_FRAME_OBJECT_BYTES_MAX = 4096  # A frame object has 48 to some 200 bytes; more is a damaged size.
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where a frame object holds what, behind its header. Names of columns that are absent read as zero."""
-
-    body: np.dtype[np.void]
-    flag_bits: dict[str, dict[int, int]]  # column → its bit → Flag
-    data_offset: int
-    data_bytes: int
-    is_error: bool = False
-
-    def allows(self, header_size: int, size: int) -> bool:
-        """Whether an object of these sizes has room for what its type has, and is not much larger."""
-        room = header_size >= _STAMPED_HEADER.itemsize and header_size + self.data_offset <= size
-        return room and size <= _FRAME_OBJECT_BYTES_MAX
-
-
-def _body(itemsize: int, **columns: tuple[int, str]) -> np.dtype[np.void]:
-    return np.dtype(
-        {
-            "names": list(columns),
-            "formats": [kind for _, kind in columns.values()],
-            "offsets": [offset for offset, _ in columns.values()],
-            "itemsize": itemsize,
-        }
-    )
-
-
-_CLASSIC_FLAGS = {0x01: int(Flag.TRANSMITTED), 0x80: int(Flag.REMOTE)}
-_CLASSIC = _Layout(
-    _body(8, channel=(0, "<u2"), flags=(2, "u1"), length=(3, "u1"), id=(4, "<u4")), {"flags": _CLASSIC_FLAGS}, 8, 8
-)
-_LAYOUTS: dict[int, _Layout] = {
-    1: _CLASSIC,  # CAN_MESSAGE
-    86: _CLASSIC,  # CAN_MESSAGE2
-    2: _Layout(_body(4, channel=(0, "<u2")), {}, 4, 0, is_error=True),  # CAN_ERROR
-    73: _Layout(  # CAN_ERROR_EXT
-        _body(24, channel=(0, "<u2"), length=(10, "u1"), id=(16, "<u4")), {}, 24, 8, is_error=True
-    ),
-    100: _Layout(  # CAN_FD_MESSAGE
-        _body(20, channel=(0, "<u2"), flags=(2, "u1"), id=(4, "<u4"), fd=(13, "u1"), length=(14, "u1")),
-        {"flags": _CLASSIC_FLAGS, "fd": {1: int(Flag.FD), 2: int(Flag.BITRATE_SWITCH), 4: int(Flag.ERROR_STATE)}},
-        20,
-        64,
-    ),
-    101: _Layout(  # CAN_FD_MESSAGE_64
-        _body(40, channel=(0, "u1"), length=(2, "u1"), id=(4, "<u4"), fd=(12, "<u4"), sent=(34, "u1"), ext=(35, "u1")),
-        {
-            "fd": {
-                0x0010: int(Flag.REMOTE),
-                0x1000: int(Flag.FD),
-                0x2000: int(Flag.BITRATE_SWITCH),
-                0x4000: int(Flag.ERROR_STATE),
-            },
-            "sent": {0xFF: int(Flag.TRANSMITTED)},
-        },
-        40,
-        64,
-    ),
-}
-
-
-_TABLE = np.dtype(
-    [
-        ("ts_ns", np.int64),
-        ("id", np.uint32),
-        ("flags", np.uint8),
-        ("length", np.uint16),
-        ("channel", np.uint16),
-        ("good", np.bool_),
-        ("data", np.uint8, (64,)),
-    ]
-)
 
 
 class BlfCapture(Capture):
-    """Vector BLF. Objects other than frames and error frames are skipped."""
+    """Vector BLF. Objects other than frames and error frames are skipped, requests to transmit (TxRq), too."""
 
     kind = "blf"
 
@@ -149,53 +66,75 @@ class BlfCapture(Capture):
         tail, tail_offset, position = b"", 0, 0
         for offset, data, position, whole in self._containers():
             if data is None:  # Lost: what was begun before it cannot be finished.
-                if tail.strip(b"\0"):
-                    self.damage.add_offset(tail_offset, "an object continues in a container that is lost")
+                yield from self._cut_tail(tail, tail_offset, sources, position)
                 tail = b""
                 continue
             found, rest = self._objects(tail + data, offset)
             if found:
                 yield self._batch(tail + data, found, offset, sources, position)
             tail, tail_offset = rest if whole else b"", offset  # The cut has been counted; it is one damage.
-        while tail.strip(b"\0"):  # The last object is cut off, or its size is wrong and others hide behind it.
-            self.damage.add_offset(tail_offset, "the object is cut off")
-            tail = tail[max(tail.find(b"LOBJ", 4), 0) or len(tail) :]
-            found, rest = self._objects(tail, tail_offset)
+        yield from self._cut_tail(tail, tail_offset, sources, position)
+
+    def _cut_tail(self, tail: bytes, offset: int, sources: Sources, position: int) -> Iterator[CaptureBatch]:
+        """The frames behind an object that never ends: it is cut off, or its size is wrong and others hide in it."""
+        while tail.strip(b"\0"):
+            self.damage.add_offset(offset, "the object is cut off")
+            tail = tail[max(tail.find(_SIGNATURE, 4), 0) or len(tail) :]
+            found, rest = self._objects(tail, offset)
             if found:
-                yield self._batch(tail, found, tail_offset, sources, position)
+                yield self._batch(tail, found, offset, sources, position)
             tail = rest
 
     def _containers(self) -> Iterator[tuple[int, bytes | None, int, bool]]:
         """Offset, contents (None if they are lost), end and wholeness of each container, and of objects outside any."""
         with self.path.open("rb") as file:
-            offset = self._header()[0]
-            while True:
+            offset: int | None = self._header()[0]
+            while offset is not None:
                 file.seek(offset)
                 head = file.read(_OBJECT_HEADER.size)
                 if not head.strip(b"\0") and len(head) < _OBJECT_HEADER.size:
                     return
-                if len(head) < _OBJECT_HEADER.size or head[:4] != b"LOBJ":
-                    at = head.find(b"LOBJ")
-                    if not 0 < at < 4:  # Up to 3 bytes of padding are right.
+                if len(head) < _OBJECT_HEADER.size or not head.startswith(_SIGNATURE):
+                    if not 0 < head.find(_SIGNATURE) <= _PADDING_MAX:
                         self.damage.add_offset(offset, "no object where one should be")
                         yield offset, None, offset, False
-                    found = _find(file, b"LOBJ", offset + 1)
-                    if found is None:
-                        return
-                    offset = found
+                    offset = _find(file, _SIGNATURE, offset + 1)
                     continue
                 size, kind = _OBJECT_HEADER.unpack(head)[3:]
                 body = file.read(max(size - len(head), 0)) if size <= OBJECT_BYTES_MAX else b""
                 if len(head) + len(body) < max(size, 32):
                     yield offset, *self._cut_container(file, offset, kind), False
-                    found = _find(file, b"LOBJ", offset + 4) if kind == _CONTAINER or size < 32 else None
-                    if found is None:
-                        return
-                    offset = found
+                    offset = _find(file, _SIGNATURE, offset + 4)
                     continue
-                data = self._unpack(body, offset) if kind == _CONTAINER else head + body
-                offset += size
-                yield offset - size, data, offset, True
+                followed = _SIGNATURE in file.read(_PADDING_MAX + len(_SIGNATURE))
+                data, hidden = self._open(head, body, offset, followed)
+                end = offset + (size if hidden < 0 else len(head) + hidden)
+                yield offset, data, end, True
+                offset = end
+
+    def _open(self, head: bytes, body: bytes, offset: int, followed: bool) -> tuple[bytes | None, int]:
+        """The contents of a container or an object outside any, and where behind its head an object begins that can
+        be no part of it (-1: nowhere), because the size or the type of this one is wrong: one damage."""
+        _, header_size, _, size, kind = _OBJECT_HEADER.unpack(head)
+        layout = LAYOUTS.get(kind)
+        if kind == _CONTAINER and body[:2] == _STORED:
+            return body[_CONTAINER_HEADER_BYTES:], -1
+        if layout and followed and layout.fills(header_size, size):
+            return head + body, -1
+        data, problem, rest = _inflate(body) if body[:2] == _DEFLATED else (None, "unknown compression", b"")
+        if kind == _CONTAINER:
+            at = rest.find(_SIGNATURE)
+            if problem or at >= 0:
+                self.damage.add_offset(offset, f"the container cannot be unpacked ({problem or 'its size is wrong'})")
+            return None if problem else data, -1 if at < 0 else len(body) - len(rest) + at
+        if layout is None and data and _SIGNATURE in data:
+            self.damage.add_offset(offset, "a container whose type is wrong")
+            return data, -1
+        hidden = body.find(_SIGNATURE)
+        if hidden >= 0:
+            self.damage.add_offset(offset, "an object with others in it: its size or type is wrong")
+            return None, hidden
+        return head + body, -1
 
     def _cut_container(self, file: BinaryIO, offset: int, kind: int) -> tuple[bytes | None, int]:
         """What can be had of an object whose size reaches behind the end of the file, or is nonsense, and its end.
@@ -203,21 +142,11 @@ class BlfCapture(Capture):
         The objects of a container that is not compressed are found by their signatures.
         """
         self.damage.add_offset(offset, "the container is cut off or its size is wrong")
-        following = _find(file, b"LOBJ", offset + 4)
+        following = _find(file, _SIGNATURE, offset + 4)
         file.seek(offset + _OBJECT_HEADER.size)
         body = file.read(OBJECT_BYTES_MAX if following is None else following - file.tell())
         packed = kind == _CONTAINER and body[:2] == _DEFLATED
         return _inflate(body)[0] if packed else None, file.tell()
-
-    def _unpack(self, body: bytes, offset: int) -> bytes | None:
-        """The contents of a whole container; None, and one damage, when they are lost."""
-        if body[:2] == _STORED:
-            return body[_CONTAINER_HEADER_BYTES:]
-        data, problem = _inflate(body) if body[:2] == _DEFLATED else (None, "unknown compression")
-        if problem:
-            self.damage.add_offset(offset, f"the container cannot be unpacked ({problem})")
-            return None
-        return data
 
     def _objects(self, data: bytes, offset: int) -> tuple[ObjectPlaces, bytes]:
         """Position and header size of the frame objects by type, and the bytes of an object that is not yet whole.
@@ -229,33 +158,48 @@ class BlfCapture(Capture):
         unpack, header_bytes = _OBJECT_HEADER.unpack_from, _OBJECT_HEADER.size
         while position + header_bytes <= end:
             signature, header_size, _, size, kind = unpack(data, position)
-            if signature != b"LOBJ":
-                at = data.find(b"LOBJ", position)
-                if not 0 < at - position < 8 and data[position : at if at >= 0 else None].strip(b"\0"):
+            if signature != _SIGNATURE:
+                at = data.find(_SIGNATURE, position)
+                zeros = at < 0 and not data[position:].strip(b"\0")
+                if not zeros and not 0 < at - position <= _PADDING_MAX:
                     self.damage.add_offset(offset, f"no object at {position} bytes into the container")
-                if at < 0:
-                    return found, data[-3:] if position + 3 < end else data[position:]
+                if at < 0:  # So many zeros are kept that they are too many if an object follows.
+                    return found, data[max(position, end - (header_bytes if zeros else 3)) :]
                 position = at
                 continue
-            layout = _LAYOUTS.get(kind)
-            if not header_bytes <= size <= OBJECT_BYTES_MAX or (layout and not layout.allows(header_size, size)):
+            if not _is_plausible(header_size, size, kind):
                 self.damage.add_offset(offset, f"an object of impossible size, {position} bytes into the container")
-                position += 4
+                at = data.find(_SIGNATURE, position + 4)
+                if at < 0:
+                    return found, data[max(position + 4, end - 3) :]
+                position = at
                 continue
-            if position + size > end:
+            stop = position + size
+            if stop > end:
                 break
+            layout = LAYOUTS.get(kind)
+            followed = data.startswith(_SIGNATURE, stop)
+            if not followed or (layout and not layout.fills(header_size, size)):
+                followed = followed or _SIGNATURE in data[stop : stop + _PADDING_MAX + len(_SIGNATURE)]
+                if (not followed or layout) and (hidden := _find_object(data, position + 4, stop)):
+                    self.damage.add_offset(offset, f"an object of wrong size, {position} bytes into the container")
+                    position = hidden
+                    continue
+            if kind == _CONTAINER:  # The size of the one around it is wrong.
+                self.damage.add_offset(offset, f"a container {position} bytes into the container")
             if layout is not None:
                 found.setdefault(kind, []).append((position, header_size))
-            position += size
+            position = stop
         return found, data[position:]
 
     def _batch(self, data: bytes, found: ObjectPlaces, offset: int, sources: Sources, position: int) -> CaptureBatch:
         """The frames of the objects found, in the order they have in `data`."""
         buffer = np.frombuffer(data + bytes(256), np.uint8)  # So that a gather of a whole layout stays inside.
-        parts = [_parse_objects(buffer, _LAYOUTS[kind], np.array(places)) for kind, places in found.items()]
+        parts = [parse_objects(buffer, LAYOUTS[kind], np.array(places)) for kind, places in found.items()]
         at = np.concatenate([np.array(places)[:, 0] for places in found.values()])
         order = np.argsort(at, kind="stable")
         table = np.concatenate(parts)[order]
+        table = table[~table["request"]]
         good = table["good"]
         for _ in range(int(np.count_nonzero(~good))):
             self.damage.add_offset(offset, "a frame with an impossible stamp or length")
@@ -267,56 +211,31 @@ class BlfCapture(Capture):
         return CaptureBatch(frames, sources.indices(channels), sources.seen(), position)
 
 
-def _inflate(body: bytes) -> tuple[bytes | None, str]:
-    """What a compressed container holds, as far as it goes, and what is wrong with it, if anything is."""
+def _is_plausible(header_size: int, size: int, kind: int) -> bool:
+    layout = LAYOUTS.get(kind)
+    return _OBJECT_HEADER.size <= size <= OBJECT_BYTES_MAX and (layout is None or layout.allows(header_size, size))
+
+
+def _find_object(data: bytes, begin: int, end: int) -> int:
+    """Where the first object with a plausible header begins; 0 if there is none."""
+    while (begin := data.find(_SIGNATURE, begin, end)) >= 0:
+        if begin + _OBJECT_HEADER.size <= len(data):
+            _, header_size, _, size, kind = _OBJECT_HEADER.unpack_from(data, begin)
+            if header_size >= _OBJECT_HEADER.size and _is_plausible(header_size, size, kind):
+                return begin
+        begin += len(_SIGNATURE)
+    return 0
+
+
+def _inflate(body: bytes) -> tuple[bytes | None, str, bytes]:
+    """What a compressed container holds, as far as it goes, what is wrong with it, if anything is, and what is behind
+    the stream."""
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(body[_CONTAINER_HEADER_BYTES:], OBJECT_BYTES_MAX)
     except zlib.error as error:
-        return None, str(error)
-    return data, "" if unpacker.eof else "the stream does not end"
-
-
-def _gather(buffer: UInt8s, start: Int64s, dtype: np.dtype[np.void]) -> NDArray[np.void]:
-    items: NDArray[np.void] = buffer[start[:, None] + np.arange(dtype.itemsize)].view(dtype)[:, 0]
-    return items
-
-
-def _parse_objects(buffer: UInt8s, layout: _Layout, places: Int64s) -> NDArray[np.void]:
-    """Rows of `_TABLE` from objects of one type; places[n, 2] are positions and header sizes."""
-    header = _gather(buffer, places[:, 0], _STAMPED_HEADER)
-    start = places.sum(axis=1)
-    body = _gather(buffer, start, layout.body)
-    has = layout.body.names or ()
-    table = np.zeros(len(places), _TABLE)
-    number = body["id"] if "id" in has else np.zeros(len(places), np.uint32)
-    # Some writers leave the bit out that says so, but an id of more than 11 bits can only be an extended one.
-    extended = ((number & np.uint32(_EXTENDED)) != 0) | ((number & np.uint32(EXTENDED_ID_MAX)) > STANDARD_ID_MAX)
-    flags = np.where(extended, np.uint8(Flag.EXTENDED), np.uint8(0))
-    for column, bits in layout.flag_bits.items():
-        for bit, flag in bits.items():
-            flags |= np.where((body[column] & bit) != 0, np.uint8(flag), np.uint8(0))
-    if layout.is_error:
-        flags |= np.uint8(Flag.ERROR)
-    length = body["length"].astype(np.uint16) if "length" in has else np.zeros(len(places), np.uint16)
-    if layout.data_bytes <= 8:
-        length = np.minimum(length, np.uint16(layout.data_bytes))  # DLC 9 to 15 of a classic frame means 8 bytes.
-    length[(flags & Flag.REMOTE) != 0] = 0
-    unit = np.where(header["flags"] == _TEN_MICROSECONDS, np.uint64(10_000), np.uint64(1))
-    table["good"] = (header["stamp"] <= np.uint64(STAMP_NS_MAX) // unit) & np.isin(length, list(FD_LENGTHS))
-    table["ts_ns"] = (header["stamp"] * unit).astype(np.int64)
-    table["id"] = number & np.uint32(EXTENDED_ID_MAX)
-    table["flags"], table["length"], table["channel"] = flags, length, body["channel"]
-    # A writer may store fewer bytes than the length says; CANoe takes the others for zero (python-can issue 1905).
-    end = header["size"].astype(np.int64)
-    if "ext" in has:
-        np.copyto(end, body["ext"], where=body["ext"] != 0)
-    stored = np.clip(end - places[:, 1] - layout.data_offset, 0, length)
-    if layout.data_bytes:
-        byte = np.arange(layout.data_bytes)
-        data = buffer[np.minimum((start + layout.data_offset)[:, None] + byte, len(buffer) - 1)]
-        table["data"][:, : layout.data_bytes] = np.where(byte < stored[:, None], data, 0)
-    return table
+        return None, str(error), b""
+    return data, "" if unpacker.eof else "the stream does not end", unpacker.unused_data
 
 
 def _find(file: BinaryIO, signature: bytes, offset: int) -> int | None:

@@ -1,7 +1,8 @@
 """MDF 4 with bus logging (ASAM MDF bus logging, as CANedge writes it), read by asammdf.
 
 Limits: frames of all channel groups are merged by time, those of one stamp in the order of their groups. All of them
-are in memory at once: some 100 bytes a frame.
+are in memory at once: some 100 bytes a frame. A frame whose length its group cannot store, or no frame can have, is
+damage; the group's record is named.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from ingestd.errors import CaptureError
 from ingestd.model import Flag, FrameBatch
 from ingestd.sources.captures.base import (
+    CLASSIC_BYTES_MAX,
     EXTENDED_ID_MAX,
+    FD_LENGTHS,
     STANDARD_ID_MAX,
     Capture,
     CaptureBatch,
@@ -46,11 +49,14 @@ class Mf4Capture(Capture):
 
     def __init__(self, path: Path, options: Options) -> None:
         super().__init__(path, options)
+        self._unreadable: list[int] = []  # Numbers of records.
         self._table, date = self._load()
         self._set_clock(date)
 
     def _pieces(self) -> Iterator[CaptureBatch]:
         sources, table = Sources(self._options.source_names), self._table
+        for number in self._unreadable:
+            self.damage.add_record(number, "a frame of impossible length")
         if table is not None:
             columns = (table[name] for name in ("ts_ns", "id", "flags", "length", "data"))
             index = sources.indices(table["channel"])
@@ -88,7 +94,11 @@ class Mf4Capture(Capture):
         for event, flag in (("CAN_DataFrame", 0), ("CAN_RemoteFrame", Flag.REMOTE), ("CAN_ErrorFrame", Flag.ERROR)):
             if event in names and mdf.groups[index].channel_group.cycles_nr > 0:
                 signal = mdf.get(event, index, raw=False)
-                yield _mf4_columns(signal, event, int(flag))
+                columns, good = _mf4_columns(signal, event, int(flag))
+                if event == "CAN_DataFrame" and not columns["data"].size and columns["length"].any():
+                    raise CaptureError(f"{self.path} has frames without DataBytes", "was the file converted?")
+                self._unreadable += (np.flatnonzero(~good) + 1).tolist()
+                yield {name: column[good] for name, column in columns.items()}
 
 
 def _open_mdf(path: Path, folder: Path) -> Any:
@@ -125,7 +135,8 @@ def _open_mdf(path: Path, folder: Path) -> Any:
     return QuietMDF4(copy if unfinished else path, original_name=path, temporary_folder=str(folder), __internal__=True)
 
 
-def _mf4_columns(signal: Any, event: str, kind: int) -> Columns:
+def _mf4_columns(signal: Any, event: str, kind: int) -> tuple[Columns, NDArray[np.bool_]]:
+    """The columns of a group's frames, and which frames have a length that can be. `data` is empty if there is none."""
     samples, count = signal.samples, len(signal.timestamps)
 
     def column(name: str) -> NDArray[Any]:
@@ -140,18 +151,26 @@ def _mf4_columns(signal: Any, event: str, kind: int) -> Columns:
     flags = np.full(count, kind, np.uint8)
     for name, flag in (("EDL", Flag.FD), ("BRS", Flag.BITRATE_SWITCH), ("ESI", Flag.ERROR_STATE)):
         flags |= np.where(column(name) != 0, np.uint8(flag), np.uint8(0))
-    flags |= np.where(extended, np.uint8(Flag.EXTENDED), np.uint8(0))
+    if kind != Flag.ERROR:  # As in the other kinds: what was disturbed has no format.
+        flags |= np.where(extended, np.uint8(Flag.EXTENDED), np.uint8(0))
     flags |= np.where(sent, np.uint8(Flag.TRANSMITTED), np.uint8(0))
     data = column("DataBytes")
-    data = data.reshape(count, -1) if data.ndim == 2 else np.zeros((count, 8), np.uint8)
-    length = np.minimum(column("DataLength").astype(np.uint16), min(data.shape[1], 64))
+    data = data if data.ndim == 2 else np.zeros((count, 0), np.uint8)
+    length = np.minimum(column("DataLength").astype(np.int64), 0xFFFF).astype(np.uint16)
     if kind & Flag.REMOTE:
         length[:] = 0
-    width = padded_width(length)
+    good = np.ones(count, np.bool_)
+    if not kind:
+        good = (length <= data.shape[1]) & np.isin(length, list(FD_LENGTHS))
+        if f"{event}.EDL" in samples.dtype.names:
+            good &= (length <= CLASSIC_BYTES_MAX) | (flags & Flag.FD != 0)
+    if data.shape[1] or kind:
+        length = np.minimum(length, min(data.shape[1], 64)).astype(np.uint16)
+    width = padded_width(length) if data.shape[1] or kind else 0
     padded = np.zeros((count, width), np.uint8)
     shared = min(width, data.shape[1])
     padded[:, :shared] = np.where(np.arange(shared) < length[:, None], data[:, :shared], 0)
-    return {
+    columns = {
         "stamp": signal.timestamps,
         "ts_ns": np.round(signal.timestamps * 1e6).astype(np.int64) * 1000,
         "id": number & np.uint32(EXTENDED_ID_MAX),
@@ -160,6 +179,7 @@ def _mf4_columns(signal: Any, event: str, kind: int) -> Columns:
         "data": padded,
         "channel": column("BusChannel").astype(np.int64),
     }
+    return columns, good
 
 
 def _merge(groups: list[Columns]) -> Columns | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from ingestd.model import Flag
 from ingestd.sources.captures.base import CLASSIC_BYTES_MAX, CaptureBatch
@@ -19,7 +19,7 @@ def _stamp(text: str) -> int:
     """Seconds in decimal to nanoseconds, rounded to microseconds: the writers print floats."""
     try:
         return round(Decimal(text) * 1_000_000) * 1000
-    except (InvalidOperation, ValueError, OverflowError) as error:
+    except (ArithmeticError, ValueError) as error:
         raise LineError("the time stamp is not a number") from error
 
 
@@ -42,7 +42,7 @@ def _python_can_frame(line: str) -> Frame:
         flags = int(Flag.ERROR)
     try:
         payload = base64.b64decode(fields[6], validate=True)
-    except binascii.Error as bad:
+    except ValueError as bad:  # Of a letter that is not ASCII it is no binascii.Error.
         raise LineError("the payload is not base64") from bad
     if remote:
         payload = b""

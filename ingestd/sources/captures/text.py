@@ -2,14 +2,16 @@
 
 Limits and invariants:
 - Memory is bounded whatever the file holds: a line longer than any format has is cut short, and is damage.
-- A gzip that is cut or broken gives what comes before the damage; several members are one stream.
+- A gzip that is cut or broken gives what comes before the place where that shows; several members are one stream.
 - A bad line is reported by its number and left out; it never changes what its neighbours become.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -55,7 +57,8 @@ class Frame(NamedTuple):
         """Raises LineError when a value is out of range."""
         if not -STAMP_NS_MAX <= self.ts_ns <= STAMP_NS_MAX:
             raise LineError("the time stamp is out of range")
-        if not 0 <= self.arbitration_id <= (EXTENDED_ID_MAX if self.flags & Flag.EXTENDED else STANDARD_ID_MAX):
+        wide = self.flags & (Flag.EXTENDED | Flag.ERROR)  # Of an error frame it is not known which kind it was.
+        if not 0 <= self.arbitration_id <= (EXTENDED_ID_MAX if wide else STANDARD_ID_MAX):
             raise LineError("the arbitration id is out of range")
         length = len(self.payload)
         if (length not in FD_LENGTHS) if self.flags & Flag.FD else (length > CLASSIC_BYTES_MAX):
@@ -63,15 +66,25 @@ class Frame(NamedTuple):
 
 
 def read_blocks(path: Path, block_bytes: int, damage: Damage) -> Iterator[tuple[bytes, int]]:
-    """Blocks of a file, unpacked if it is gzip, each with the position on disk. A damaged gzip ends early."""
+    """Blocks of a file, unpacked if it is gzip, each with the position on disk. A damaged gzip ends early.
+
+    A byte order mark at the beginning is left out.
+    """
     with path.open("rb") as file:
         packed = file.read(2) == GZIP_MAGIC
         file.seek(0)
-        if packed:
-            yield from _gunzip(file, block_bytes, damage)
-            return
-        while block := file.read(block_bytes):
-            yield block, file.tell()
+        blocks = _gunzip(file, block_bytes, damage) if packed else _plain(file, block_bytes)
+        begin, position = b"", 0
+        while len(begin) < len(BOM_UTF8) and (found := next(blocks, None)):
+            begin, position = begin + found[0], found[1]
+        if begin := begin.removeprefix(BOM_UTF8):
+            yield begin, position
+        yield from blocks
+
+
+def _plain(file: BinaryIO, block_bytes: int) -> Iterator[tuple[bytes, int]]:
+    while block := file.read(block_bytes):
+        yield block, file.tell()
 
 
 def _gunzip(file: BinaryIO, block_bytes: int, damage: Damage) -> Iterator[tuple[bytes, int]]:
@@ -79,9 +92,12 @@ def _gunzip(file: BinaryIO, block_bytes: int, damage: Damage) -> Iterator[tuple[
     unpacker = zlib.decompressobj(wbits=31)
     packed = file.read(BLOCK_BYTES)
     while packed:
+        before = unpacker.copy()  # 40 kB.
         try:
             block = unpacker.decompress(packed, block_bytes)
         except zlib.error as error:
+            if block := _before_error(before, packed):
+                yield block, file.tell()
             damage.add_offset(file.tell() - len(packed), f"the gzip stream is broken ({error})")
             return
         if block:
@@ -95,6 +111,18 @@ def _gunzip(file: BinaryIO, block_bytes: int, damage: Damage) -> Iterator[tuple[
             packed = file.read(BLOCK_BYTES)
     if not unpacker.eof:
         damage.add_offset(file.tell(), "the gzip stream is cut off")
+
+
+def _before_error(unpacker: zlib._Decompress, packed: bytes) -> bytes:
+    """What `packed` gives up to its error, with which a call that gets all of it gives nothing.
+
+    It is no more than that call was to give, or it would have stopped before the error.
+    """
+    data = bytearray()
+    with contextlib.suppress(zlib.error):
+        for at in range(len(packed)):
+            data += unpacker.decompress(packed[at : at + 1])
+    return bytes(data)
 
 
 def whole_lines(blocks: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
@@ -159,15 +187,15 @@ class LinesCapture(Capture):
     def _collect(
         self, feed: LineFeed, items: Iterable[Item], frame_of: Callable[[Item], Frame]
     ) -> Iterator[CaptureBatch]:
-        """Batches of the frames of the items, which come from the feed; a LineError is the damage of the last line."""
+        """Batches of the frames of the items, from the feed; an error of a value is the last line's damage."""
         sources = Sources(self._options.source_names)
         frames: list[Frame] = []
         for item in items:
             try:
                 frame = frame_of(item)
                 frame.check()
-            except LineError as error:
-                feed.reject(str(error))
+            except (ArithmeticError, ValueError) as error:
+                feed.reject(str(error) if isinstance(error, LineError) else f"not a frame ({error})")
                 continue
             frames.append(frame)
             if len(frames) == FRAMES_MAX:

@@ -17,7 +17,15 @@ from can.io import TRCReader
 from can.util import dlc2len
 
 from ingestd.errors import CaptureError
-from ingestd.sources.captures.base import SECOND_NS, STAMP_NS_MAX, SUPPORTED_HINT, CaptureBatch, Damage, Options
+from ingestd.sources.captures.base import (
+    CLASSIC_BYTES_MAX,
+    SECOND_NS,
+    STAMP_NS_MAX,
+    SUPPORTED_HINT,
+    CaptureBatch,
+    Damage,
+    Options,
+)
 from ingestd.sources.captures.dates import EPOCH, hour_of_day, local_ns, zoned_ns
 from ingestd.sources.captures.python_can_messages import PARSE_ERRORS, check_payload, frame_of
 from ingestd.sources.captures.text import LineFeed, LinesCapture
@@ -90,7 +98,11 @@ class _Reader(TRCReader):
         try:
             cols = tuple(line.split(maxsplit=self._num_columns))
             message = self._error_frame(cols) or self._parse_cols(cols)
-            return message and check_payload(message, dlc2len(message.dlc) if message.is_fd else message.dlc)
+            if message is None:
+                return None
+            return check_payload(
+                message, dlc2len(message.dlc) if message.is_fd else min(CLASSIC_BYTES_MAX, message.dlc)
+            )
         except PARSE_ERRORS as error:
             self._feed.reject(f"not a frame ({error})")
             return None
