@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ingestd.decode.can import Counts, Decoded, Decoder, MessageTable
-from ingestd.decode.databases import Match, load, pgn_of
+from ingestd.decode.databases import Match, MessageDefinition, SignalDatabase, SignalDefinition, load, pgn_of
 from ingestd.decode.layout import float8_text
 from ingestd.errors import SignalDatabaseError, UsageError
 from ingestd.model import Flag, FrameBatch, Quality, SignalBatch
@@ -308,19 +308,21 @@ SG_MUL_VAL_ 768 Other Outer 2-2;
     assert decoded.counts.undecoded == 1
 
 
-def test_many_multiplexors_at_once(tmp_path: Path) -> None:
+def test_many_multiplexors_at_once() -> None:
     """Nine multiplexors of 128 pages each: more combinations than an int64 counts, and every one is told apart."""
-    lines = []
-    for m in range(9):
-        lines.append(f' SG_ M{m} M : {m * 16}|8@1+ (1,0) [0|0] "" ECU' if m == 0 else
-                     f' SG_ M{m} m0M : {m * 16}|8@1+ (1,0) [0|0] "" ECU')  # fmt: skip
-        lines += [f' SG_ S{m}_{p} m{p} : {m * 16 + 8}|8@1+ (1,0) [0|0] "" ECU' for p in range(128)]
-    ranges = [f"SG_MUL_VAL_ 768 M{m} M0 0-255;" for m in range(1, 9)]
-    ranges += [f"SG_MUL_VAL_ 768 S{m}_{p} M{m} {p}-{p};" for m in range(9) for p in range(128)]
-    text = "\n".join(["BO_ 768 Many: 64 ECU", *lines, *ranges, ""])
-    decoder = Decoder("can0", table(tmp_path, text))
-    last = "".join("7f2a" for _ in range(9)).ljust(128, "0")
-    mixed = "".join(f"{m:02x}2a" for m in range(9)).ljust(128, "0")
+
+    def signal(name: str, start: int, multiplexor: str | None = None, page: int = 0) -> SignalDefinition:
+        values = None if multiplexor is None else frozenset({page})
+        return SignalDefinition(
+            name, start, 8, False, False, False, 1, 0, None, None, None, None, multiplexor is None, multiplexor, values
+        )
+
+    signals = [signal(f"M{m}", 16 * m) for m in range(9)]
+    signals += [signal(f"S{m}_{page}", 16 * m + 8, f"M{m}", page) for m in range(9) for page in range(128)]
+    message = MessageDefinition("Many", 768, False, False, 64, tuple(signals), "many.dbc")
+    decoder = Decoder("can0", MessageTable([SignalDatabase("many.dbc", "", "id", (message,), ())]))
+    last = "7f2a" * 9 + "00" * 46
+    mixed = "".join(f"{m:02x}2a" for m in range(9)) + "00" * 46
     decoded = decoder.decode(frame_batch((768, last), (768, mixed), (768, last), flags=Flag.FD))
     found = samples(decoded)
     assert decoded.counts.decoded == 3
