@@ -51,5 +51,5 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         sys.exit(1)
     except OSError as error:
-        complain(IngestdError(f"the output cannot be written: {error.strerror or error}"))
+        complain(IngestdError(f"the system refused: {error}"))  # a full disk under the output, a folder not ours …
         sys.exit(1)

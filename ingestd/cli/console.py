@@ -25,8 +25,8 @@ ROWS_MAX = 50  # of a list whose length nobody knows; --json gives them all
 
 _on_terminal = sys.stdout is not None and sys.stdout.isatty()
 # Without markup: units and file names have brackets.
-out = Console(width=None if _on_terminal else PIPE_WIDTH, highlight=False, soft_wrap=not _on_terminal)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(width=None if _on_terminal else PIPE_WIDTH, highlight=False, soft_wrap=not _on_terminal, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def complain(error: IngestdError, prefix: str = "error") -> None:

@@ -132,12 +132,13 @@ class _Message:
         self.pgn = pgn_of(definition.arbitration_id) if definition.by_pgn else None
         self.roots = tuple(s for s in definition.signals if s.multiplexor is None)
         compiled = [_Multiplexor.compile(s, definition.signals) for s in definition.signals if s.is_multiplexor]
-        self.multiplexors = {m.signal.name: m for m in compiled if m is not None}
+        # By identity, here and below: one name may be a multiplexor on several pages, at different places.
+        self.multiplexors = {id(m.signal): m for m in compiled if m is not None}
         # Databases that load only without strict checks have signals behind their message's end.
         self.bytes_needed = max([definition.length, *((s.end + 7) // 8 for s in definition.signals)])
         self._order = {id(signal): position for position, signal in enumerate(definition.signals)}
 
-    def page(self, pages: Mapping[str, int], bits: int) -> tuple[str, tuple[SignalDefinition, ...]] | None:
+    def page(self, pages: Mapping[int, int], bits: int) -> tuple[str, tuple[SignalDefinition, ...]] | None:
         """The signals of a payload of `bits` whose multiplexors select `pages`, and a name for what they are together.
 
         Multiplexors that are not inside the payload select nothing. None: a value that selects is unknown.
@@ -149,9 +150,9 @@ class _Message:
             if signal.end > bits:
                 continue
             found[signal.name] = signal
-            multiplexor = self.multiplexors.get(signal.name)
+            multiplexor = self.multiplexors.get(id(signal))
             if multiplexor is not None:
-                number = pages[signal.name]
+                number = pages[id(signal)]
                 if number < 0:
                     return None
                 labels.append(multiplexor.labels[number])
@@ -370,7 +371,7 @@ class Decoder:
     ) -> int:
         message = self._table.messages[number]
         length = message.bytes_needed if payload_bytes is None else payload_bytes
-        page = message.page({m.signal.name: page for m, page in zip(inside, pages, strict=True)}, 8 * length)
+        page = message.page({id(m.signal): page for m, page in zip(inside, pages, strict=True)}, 8 * length)
         if page is None:
             return UNDECODED
         label, signals = page

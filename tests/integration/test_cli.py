@@ -216,8 +216,12 @@ def test_text_of_files_is_shown_as_it_is(migrated: str, tmp_path: Path) -> None:
     log, dbc = tmp_path / "[bold]x[.log", tmp_path / "odd.dbc"
     log.write_text(LOG)
     dbc.write_text(DBC.replace('"rpm"', '"[/s]"'))
-    assert "[/s]" in ingestd("check", "--capture", log, "--dbc", dbc).stdout
+    checked = ingestd("check", "--capture", log, "--dbc", dbc).stdout
+    assert "[/s]" in checked
+    assert "[bold]x[.log: 2 frames" in checked
     assert "[bold]x[.log" in ingestd("import", log, "--dbc", dbc, dsn=migrated).stdout
+    assert "[bold]x[.log: already imported" in ingestd("import", log, "--dbc", dbc, dsn=migrated).stdout
+    assert "[bold]y[.log" in ingestd("import", tmp_path / "[bold]y[.log", dsn=migrated, exit_code=1).stderr
     assert "[/s]" in ingestd("sessions", "show", dsn=migrated).stdout
 
 
