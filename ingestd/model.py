@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, IntFlag
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,14 @@ class Flag(IntFlag):
     TRANSMITTED = 64
 
 
+class SerialFlag(IntFlag):
+    """The same byte for a frame of a serial line, whose arbitration id is 0: SERIAL is set in all of them."""
+
+    TEXT = 1  # valid UTF-8 without NUL
+    TRUNCATED = 2  # it went on beyond PAYLOAD_BYTES_MAX; the rest was skipped and counted
+    SERIAL = 128
+
+
 class Quality(IntFlag):
     """What to know about a sample before trusting it; 0 is good. The view `signals` adds CLOCK_UNSET."""
 
@@ -56,6 +66,14 @@ class ClockState(IntEnum):
 
     SET = 0
     UNSET = 1
+    STEPPED = 2  # the clock was set while the frames waited to be read: their stamps are the time of reading
+
+
+class Clock(NamedTuple):
+    """What turns stamps of CLOCK_MONOTONIC into UTC, and how far the result can be believed."""
+
+    utc_offset_ns: int
+    state: ClockState
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +110,74 @@ class FrameBatch:
             self.length[rows],
             np.ascontiguousarray(self.data[rows]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A discrete fact about a source: gap, link up or down, bus off, clock step. `payload` is JSON.
+
+    (source, kind, key, ts_ns) tells events of a session apart: recording one twice is a no-op.
+    """
+
+    source: str
+    kind: str
+    ts_ns: int
+    key: str = ""
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Recorder(Protocol):
+    """Where a source puts what it has read. Nothing here raises: what cannot be recorded is counted there.
+
+    All of it is called on the event loop's thread, and a call returns when the kernel has the bytes.
+    """
+
+    def frames(self, batch: FrameBatch, clock: Clock) -> None:
+        """Record frames of one source, stamped in CLOCK_MONOTONIC nanoseconds, in wire order."""
+
+    def overflow(self, source: str, frames_count: int, from_ns: int, to_ns: int) -> None:
+        """Record that so many frames were lost before they could be read, between two instants."""
+
+    def event(self, event: Event) -> None:
+        """Record a fact."""
+
+
+class Link(Enum):
+    """Whether a source has its device."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    RETRYING = "retrying"
+
+
+@dataclass(slots=True)
+class SourceStatus:
+    """What a source says of itself, for metrics and for people. Grows and changes while it runs.
+
+    `counters` are totals since the process started, by name; a name ends in its unit (`skipped_bytes`, `bus_offs`).
+    """
+
+    link: Link = Link.OPENING
+    reason: str = ""  # why it has no device, in words for the operator
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, more: int = 1) -> None:
+        """Add to a counter."""
+        self.counters[name] = self.counters.get(name, 0) + more
+
+
+class Source(Protocol):
+    """A device that is read for as long as the daemon runs."""
+
+    name: str
+    status: SourceStatus
+
+    async def run(self, recorder: Recorder) -> None:
+        """Read until cancelled: then what the kernel still holds is recorded and the device closed.
+
+        A device that is missing, goes away or cannot be opened is waited for, with capped back-off; that is an event
+        and a change of `status`, never an exception.
+        """
 
 
 @dataclass(frozen=True, slots=True)
