@@ -3,8 +3,8 @@
 Both clocks are read as integer nanoseconds. They tick alike except where somebody sets or slews the wall clock, so the
 offset between them is measured again and again; `WallClock` decides when it has really changed.
 
-Limits: one reading of the offset is good to a fraction of a microsecond on an idle machine; `OFFSET_TOLERANCE_NS` is how
-far UTC may be from the system's before a new offset is used, so that a clock that is slewed does not cut chunks.
+Limits: one reading of the offset is good to a fraction of a microsecond on an idle machine. `OFFSET_TOLERANCE_NS` is
+how far UTC may be from the system's before a new offset is used, so that a clock that is slewed does not cut chunks.
 """
 
 from __future__ import annotations
