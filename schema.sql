@@ -110,7 +110,8 @@ CREATE TABLE frame_chunks (
     ts_mono_ns      bigint[] NOT NULL,                   -- [frame]
     arbitration_id  integer[] NOT NULL,                  -- [frame], 11 or 29 bits, without flag bits
     flags           bytea NOT NULL,                      -- a byte a frame: 1 extended, 2 remote, 4 error, 8 FD,
-                                                         --          16 bitrate switch, 32 error state, 64 sent by us
+                                                         --          16 bitrate switch, 32 error state, 64 sent by us;
+                                                         --          128 of a serial line, and then 1 UTF-8, 2 cut off
     lengths         bytea NOT NULL,                      -- two bytes a frame, the high one first: bytes of payload
     data            bytea NOT NULL,                      -- the payloads, one after the other
     PRIMARY KEY (session_id, id),
@@ -212,7 +213,8 @@ CROSS JOIN LATERAL (
 
 -- One row a raw frame.
 --   id            chunk id * 2^17 + ordinal of the frame - 1
---   payload_json  source, id (the arbitration id), ext, fd, remote, error, data (hex)
+--   payload_json  source, id (the arbitration id), ext, fd, remote, error, data (hex); of a serial line: source, and
+--                 text, or data (hex) where the bytes are not UTF-8
 -- Appending nothing to a bytea fetches and decompresses it once a chunk instead of once a frame; OFFSET 0 keeps the
 -- planner from undoing that.
 CREATE VIEW frames AS
@@ -220,15 +222,21 @@ SELECT c.id * 131072 + (f.ordinal - 1) AS id,
        c.session_id,
        utc_time(f.ts_mono_ns + c.utc_offset_ns) AS ts_utc,
        f.ts_mono_ns,
-       jsonb_build_object(
-           'source', c.source,
-           'id', f.arbitration_id,
-           'ext', f.flags & 1 <> 0,
-           'remote', f.flags & 2 <> 0,
-           'error', f.flags & 4 <> 0,
-           'fd', f.flags & 8 <> 0,
-           'data', encode(substring(d.data FROM (f.data_end - f.length + 1)::integer FOR f.length), 'hex')
-       ) AS payload_json
+       CASE WHEN f.flags & 128 = 0 THEN jsonb_build_object(
+                'source', c.source,
+                'id', f.arbitration_id,
+                'ext', f.flags & 1 <> 0,
+                'remote', f.flags & 2 <> 0,
+                'error', f.flags & 4 <> 0,
+                'fd', f.flags & 8 <> 0,
+                'data', encode(p.payload, 'hex'))
+            WHEN f.flags & 1 <> 0 THEN jsonb_build_object(
+                'source', c.source,
+                'text', convert_from(p.payload, 'UTF8'))
+            ELSE jsonb_build_object(
+                'source', c.source,
+                'data', encode(p.payload, 'hex'))
+       END AS payload_json
 FROM frame_chunks c
 CROSS JOIN LATERAL (SELECT c.data || ''::bytea AS data, c.flags || ''::bytea AS flags, c.lengths || ''::bytea AS lengths
                     OFFSET 0) d
@@ -244,7 +252,8 @@ CROSS JOIN LATERAL (
                    unnest(c.arbitration_id) AS arbitration_id
         ) u
     ) l
-) f;
+) f
+CROSS JOIN LATERAL (SELECT substring(d.data FROM (f.data_end - f.length + 1)::integer FOR f.length) AS payload) p;
 
 
 -- ---------------------------------------------------------------------------------------------------------- functions
