@@ -1,13 +1,14 @@
-"""Write one feed into PostgreSQL, exactly once.
+"""Write feeds into PostgreSQL, exactly once.
 
 The promise rests on one transaction: chunks are copied, and its last statement moves the feed's position from where
 this process knows it to be to behind the chunks. Either both are committed or neither is. A commit whose answer never
 came is settled by reading the position back: it is the old one or the new one. Anything else means that somebody else
 writes this feed, or that this is another or an older database; then nothing more is written.
 
-Limits: one writer for a feed (an advisory lock sees to it), one transaction at a time. After any failure the
-connection is terminated; `open` makes a new one. Signal groups are inserted in a transaction of their own, before the
-chunks that need them: a group without chunks does no harm, and two writers then cannot wait for each other.
+Limits: one writer for a feed (for files an advisory lock sees to it, for a journal the lock on its folder), one
+transaction at a time. After any failure the connection is terminated; `open` makes a new one. Signal groups are
+inserted in a transaction of their own, before the chunks that need them: a group without chunks does no harm, and two
+writers then cannot wait for each other.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 
 from ingestd.errors import FeedError
-from ingestd.model import CopyData, SignalGroup
+from ingestd.model import CopyData, Event, SignalGroup
 from ingestd.store.connection import connect, faults
 
 COMMIT_SECONDS_MAX = 300.0  # One batch: a few megabytes. A server that takes longer is treated as gone.
@@ -31,8 +33,33 @@ LOCK_SECONDS_MAX = 10.0  # A killed process's backend notices within this time; 
 
 
 @dataclass(frozen=True, slots=True)
+class SessionEdit:
+    """What a recorder knows of a session at some time; the latest edit of it wins, here or in the database."""
+
+    id: UUID
+    time_base: str
+    created_utc: datetime
+    updated_utc: datetime
+    ended_utc: datetime | None = None
+    name: str | None = None
+    car_id: str | None = None
+    driver: str | None = None
+    track: str | None = None
+    notes: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StampedEvent:
+    """An event and what turns its stamp into UTC."""
+
+    event: Event
+    utc_offset_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class FeedBatch:
-    """One transaction's worth: the frames from `position_old` up to before `position_new` of the feed."""
+    """One transaction's worth: what the feed holds from `position_old` up to `position_new`."""
 
     position_old: int
     position_new: int
@@ -41,20 +68,36 @@ class FeedBatch:
     decoder_state: dict[str, Any] = field(default_factory=dict)  # what to know to go on from `position_new`
     completed: bool = False  # this is the feed's last batch …
     ended_utc: datetime | None = None  # … and then the session lasts at least until here
+    frames_count: int | None = None  # of the feed up to here, where its position does not count frames
+    session_id: UUID | None = None  # of `events`
+    sessions: Sequence[SessionEdit] = ()
+    events: Sequence[StampedEvent] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a feed stands in the database."""
+
+    feed_id: str
+    position: int
+    machine_id: str
+    decoder_state: dict[str, Any]
 
 
 class Writer:
-    """The connection that writes one feed."""
+    """The connection that writes one feed at a time."""
 
-    def __init__(self, dsn: str, feed_id: str) -> None:
+    def __init__(self, dsn: str, feed_id: str, *, journal: str | None = None) -> None:
         """`feed_id` may be changed before the first use of the feed: the lock stays on the id given here.
 
         So imports of one file, whose feed is only known once the database was asked, take turns by its content.
+        `journal` names the journal whose feeds these are, and which nobody else living writes: no lock is taken, and
+        backends of that name are a dead process's or a broken connection's.
         """
         self.feed_id = feed_id
         self._dsn = dsn
-        self._lock_id = feed_id
-        self._name = f"ingestd/{feed_id}"[:63]
+        self._lock_id = feed_id if journal is None else None
+        self._name = f"ingestd/{journal or feed_id}"[:63]
         self._connection: asyncpg.Connection | None = None
         self._known_groups: set[int] = set()
         self._opened_before = False
@@ -66,9 +109,10 @@ class Writer:
         """Connect and take the feed. Raises StoreError, StoreUnavailable, FeedError."""
         self.terminate()
         self._connection = await connect(self._dsn, self._name)
-        if self._opened_before:
+        if self._opened_before or self._lock_id is None:
             await self._end_own_older_backends()
-        await self._lock()
+        if self._lock_id is not None:
+            await self._lock(self._lock_id)
         self._opened_before = True
         self._known_groups.clear()  # It may be another database than before.
 
@@ -89,6 +133,47 @@ class Writer:
             position = await self._open().fetchval("SELECT position FROM feeds WHERE feed_id = $1", self.feed_id)
         return None if position is None else int(position)
 
+    async def standings(self, feed_ids: Sequence[str]) -> dict[str, Standing]:
+        """How those of the feeds stand that the database knows."""
+        async with faults(self._dsn, on_failure=self.terminate):
+            rows = await self._open().fetch(
+                "SELECT feed_id, position, machine_id, decoder_state FROM feeds WHERE feed_id = ANY ($1)", feed_ids
+            )
+        return {
+            row["feed_id"]: Standing(
+                row["feed_id"], row["position"], row["machine_id"], json.loads(row["decoder_state"])
+            )
+            for row in rows
+        }
+
+    async def begin(self, session: SessionEdit, feed_id: str, position: int, machine_id: str) -> None:
+        """Record a journal's feed at `position`, and its session if nobody has; a feed that is there is left alone."""
+        async with faults(self._dsn, on_failure=self.terminate):
+            connection = self._open()
+            await connection.execute("BEGIN")
+            await _save_session(connection, session, "DO NOTHING")
+            await connection.execute(
+                """
+                INSERT INTO feeds (feed_id, kind, session_id, position, machine_id, frames)
+                VALUES ($1, 'journal', $2, $3, $4, 0) ON CONFLICT DO NOTHING
+                """,
+                feed_id, session.id, position, machine_id,
+            )  # fmt: skip
+            await connection.execute("COMMIT")
+
+    async def takes_writes(self) -> bool:
+        """Whether the database takes another write than the one it has just refused: then that one is at fault.
+
+        Raises StoreUnavailable, StoreError if it cannot even be asked.
+        """
+        if not self.is_open:
+            await self.open()
+        async with faults(self._dsn, on_failure=self.terminate):
+            touched: str = await self._open().execute(
+                "UPDATE feeds SET position = position WHERE feed_id = $1", self.feed_id
+            )
+        return touched == "UPDATE 1"
+
     async def commit(self, batch: FeedBatch) -> None:
         """Copy the batch and move the feed's position, in one transaction.
 
@@ -103,7 +188,12 @@ class Writer:
             for data in batch.copies:
                 if data.rows:
                     await _copy(connection, data)
-            if batch.completed:
+            for session in batch.sessions:
+                await _save_session(connection, session, _LATEST_EDIT_WINS)
+            if batch.events:
+                assert batch.session_id is not None, "events belong to a session"
+                await connection.executemany(_ADD_EVENT, [_event_row(batch.session_id, each) for each in batch.events])
+            if batch.completed and batch.ended_utc is not None:
                 await connection.execute(
                     """
                     UPDATE sessions SET ended_utc = greatest(ended_utc, $2), updated_utc = now()
@@ -115,7 +205,7 @@ class Writer:
             moved = await connection.execute(
                 """
                 UPDATE feeds
-                SET position = $3, frames = $3, decoder_state = $5, completed_utc = CASE WHEN $4 THEN now() END
+                SET position = $3, frames = $6, decoder_state = $5, completed_utc = CASE WHEN $4 THEN now() END
                 WHERE feed_id = $1 AND position = $2
                 """,
                 self.feed_id,
@@ -123,6 +213,7 @@ class Writer:
                 batch.position_new,
                 batch.completed,
                 json.dumps(batch.decoder_state),
+                batch.position_new if batch.frames_count is None else batch.frames_count,
             )
             if moved != "UPDATE 1":
                 raise FeedError(
@@ -143,22 +234,23 @@ class Writer:
                 SELECT pg_terminate_backend(a.pid)
                 FROM pg_stat_activity a JOIN pg_stat_activity me ON me.pid = pg_backend_pid()
                 WHERE a.application_name = me.application_name AND a.datname = me.datname
-                  AND a.usename = me.usename AND a.backend_start < me.backend_start
+                  AND a.usename = me.usename AND a.client_addr IS NOT DISTINCT FROM me.client_addr
+                  AND a.backend_start < me.backend_start
                 """
             )
 
-    async def _lock(self) -> None:
+    async def _lock(self, lock_id: str) -> None:
         deadline = time.monotonic() + LOCK_SECONDS_MAX
         while True:
             async with faults(self._dsn, on_failure=self.terminate):
                 if await self._open().fetchval(
-                    "SELECT pg_try_advisory_lock(hashtextextended('ingestd feed ' || $1, 0))", self._lock_id
+                    "SELECT pg_try_advisory_lock(hashtextextended('ingestd feed ' || $1, 0))", lock_id
                 ):
                     return
             if time.monotonic() > deadline:
                 self.terminate()
                 raise FeedError(
-                    f"feed {self._lock_id} is being written by another process",
+                    f"feed {lock_id} is being written by another process",
                     "wait for it to end; pg_stat_activity shows it under the name " + self._name,
                 )
             await asyncio.sleep(0.1)
@@ -181,6 +273,33 @@ class Writer:
         )
         await connection.execute("COMMIT")
         self._known_groups.update(group.id for group in missing)
+
+
+_ADD_EVENT = """
+INSERT INTO events (session_id, source, kind, key, ts_mono_ns, utc_offset_ns, payload)
+VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
+"""
+_LATEST_EDIT_WINS = """
+DO UPDATE SET created_utc = least(sessions.created_utc, excluded.created_utc), ended_utc = excluded.ended_utc,
+    name = excluded.name, car_id = excluded.car_id, driver = excluded.driver, track = excluded.track,
+    notes = excluded.notes, config = excluded.config, updated_utc = excluded.updated_utc
+WHERE sessions.updated_utc <= excluded.updated_utc
+"""
+
+
+def _event_row(session_id: UUID, stamped: StampedEvent) -> tuple[Any, ...]:
+    event = stamped.event
+    payload = json.dumps(dict(event.payload))
+    return session_id, event.source, event.kind, event.key, event.ts_ns, stamped.utc_offset_ns, payload
+
+
+async def _save_session(connection: asyncpg.Connection, session: SessionEdit, on_conflict: str) -> None:
+    await connection.execute(
+        "INSERT INTO sessions (id, name, car_id, driver, track, created_utc, ended_utc, notes, time_base, config,"
+        f" updated_utc) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) {on_conflict}",
+        session.id, session.name, session.car_id, session.driver, session.track, session.created_utc,
+        session.ended_utc, session.notes, session.time_base, json.dumps(dict(session.config)), session.updated_utc,
+    )  # fmt: skip
 
 
 def _channel_row(group: SignalGroup, position: int) -> tuple[Any, ...]:
