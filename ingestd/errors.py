@@ -27,6 +27,10 @@ class UsageError(IngestdError):
     exit_code = 2
 
 
+class ConfigError(UsageError):
+    """The configuration file cannot be used; the message has a line for every mistake in it."""
+
+
 class SignalDatabaseError(UsageError):
     """A DBC, KCD, SYM or ARXML file cannot be used."""
 
