@@ -1,0 +1,373 @@
+"""The configuration of the daemon: a TOML file to frozen structs, with every mistake in it reported at once.
+
+The structs are the description of the file. A field's annotation holds its type and the reader that makes such a value
+from what TOML gives; `name=` is the key where the field says its unit and the key does not. docs/configuration.md is
+tested against them.
+
+Invariants of a `Config`: it has at least one source; names of sources are unique; files of signal databases exist;
+paths are absolute, relative ones having been taken from the folder of the file; the database is known. The password in
+a DSN is in `Database.dsn` alone: neither `repr` nor `describe` nor any mistake shows it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
+import platformdirs
+
+from ingestd.config.readers import (
+    BAD,
+    Address,
+    Filter,
+    Place,
+    Reader,
+    address,
+    choice,
+    duration,
+    filters,
+    flag,
+    kind_of,
+    listing,
+    path_in_folder,
+    postgres_dsn,
+    scalars,
+    size,
+    source_name,
+    suggestion,
+    text,
+    whole,
+)
+from ingestd.errors import ConfigError
+
+__all__ = ["Address", "Batch", "Can", "Config", "Database", "DatabaseFile", "Filter", "Http", "Journal", "Serial",
+           "Session", "describe", "load_config"]  # fmt: skip
+
+PROTOCOLS = ("nmea", "lines")
+# What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself
+# would import it, which takes longer than all the rest of the start.
+INTERFACES = frozenset(
+    {
+        "canalystii", "cantact", "etas", "gs_usb", "iscan", "ixxat", "kvaser", "neousys", "neovi", "nican", "nixnet",
+        "pcan", "robotell", "seeedstudio", "serial", "slcan", "socketcan", "socketcand", "systec", "udp_multicast",
+        "usb2can", "vector", "virtual",
+    }
+)  # fmt: skip
+DATABASE_SUFFIXES = (".dbc", ".kcd", ".sym", ".arxml")
+INTERFACE_NAME_BYTES_MAX = 15  # IFNAMSIZ of the kernel, without its NUL
+
+
+def journal_folder() -> Path:
+    """Where the journal is by default: below INGESTD_HOME, else /var/lib/ingestd for root, else the user's folder."""
+    home = os.environ.get("INGESTD_HOME")
+    if home:
+        return Path(home).expanduser().absolute() / "journal"
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/ingestd/journal")
+    return Path(platformdirs.user_data_dir("ingestd", appauthor=False)) / "journal"
+
+
+def can_interface(value: Any, at: Place) -> Any:
+    """The name of a python-can interface, one that came with it or one that is installed."""
+    if text(value, at) is BAD or value in INTERFACES:
+        return value if value in INTERFACES else BAD
+    known = INTERFACES | {point.name for point in entry_points(group="can.interface")}
+    return (
+        value if value in known else at.wrong(f'"{value}" is not an interface of python-can', suggestion(value, known))
+    )
+
+
+def device(value: Any, at: Place) -> Any:
+    """What a driver calls a device: a text that is not empty."""
+    return at.wrong("is empty", "name the device") if value == "" else text(value, at)
+
+
+def can_channel(value: Any, at: Place) -> Any:
+    """The same, or a number as some drivers want it."""
+    return value if type(value) is int else device(value, at)
+
+
+def database_file(value: Any, at: Place) -> Any:
+    """A signal database: its path, or a table of `file` and `match`."""
+    if isinstance(value, str):
+        value, at_file = {"file": value}, at
+    elif isinstance(value, dict):
+        at_file = at / "file"
+    else:
+        return at.wrong(
+            f"must be a path or a table, not {kind_of(value)}", 'write "car.dbc" or { file = "…", match = "…" }'
+        )
+    found = table(DatabaseFile)(value, at)
+    if found is BAD:
+        return BAD
+    if found.file.suffix.lower() not in DATABASE_SUFFIXES:
+        return at_file.wrong(f"{found.file}: unknown kind of file", "supported are " + ", ".join(DATABASE_SUFFIXES))
+    if not found.file.is_file():
+        return at_file.wrong(
+            f"{found.file}: there is no such file", "relative paths start at the configuration's folder"
+        )
+    return found
+
+
+Check = Callable[[dict[str, Any], Mapping[str, Any], Place], None]
+
+
+def table(struct: type[msgspec.Struct], check: Check | None = None) -> Reader:
+    """A reader of tables that become a struct.
+
+    `check` is given the values by field name, those that are wrong left out, the table as it was, and the place; it
+    reports what does not go together and may fill in defaults that depend on other keys.
+    """
+
+    def read(value: Any, at: Place) -> Any:
+        if not isinstance(value, dict):
+            hint = f"write [{at.key}] once" if isinstance(value, list) else f"write [{at.key}]"
+            return at.wrong(f"must be a table, not {kind_of(value)}", hint)
+        mistakes_before = len(at.mistakes)
+        values: dict[str, Any] = {}
+        hints = get_type_hints(struct, include_extras=True)
+        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+        for key in sorted(value.keys() - fields.keys()):
+            (at / key).wrong("there is no such key", suggestion(key, fields))
+        for key, field in fields.items():
+            if key in value:
+                values[field.name] = hints[field.name].__metadata__[0](value[key], at / key)
+            elif field.default is not msgspec.NODEFAULT:
+                values[field.name] = field.default
+            elif field.default_factory is not msgspec.NODEFAULT:
+                values[field.name] = field.default_factory()
+            else:
+                (at / key).wrong("is missing")
+        if check is not None:
+            values = {name: one for name, one in values.items() if one is not BAD}
+            check(values, value, at)
+        return BAD if len(at.mistakes) > mistakes_before else struct(**values)
+
+    return read
+
+
+def tables(struct: type[msgspec.Struct], check: Check | None = None) -> Reader:
+    """A reader of [[tables]]."""
+    read_all = listing(table(struct, check))
+
+    def read(value: Any, at: Place) -> Any:
+        if isinstance(value, dict):
+            return at.wrong("is one table, and there may be several", f"write [[{at.key}]]")
+        return read_all(value, at)
+
+    return read
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """Metadata of what this daemon records."""
+
+    car_id: Annotated[str | None, text] = None
+    name: Annotated[str | None, text] = None
+    driver: Annotated[str | None, text] = None
+    track: Annotated[str | None, text] = None
+    notes: Annotated[str | None, text] = None
+
+
+class Database(msgspec.Struct, frozen=True, kw_only=True):
+    """Where everything goes. Without `dsn` it is the embedded server."""
+
+    dsn: Annotated[str | None, postgres_dsn] = None
+    embedded: Annotated[bool, flag] = False
+    store_frames: Annotated[bool, flag] = True
+
+    def __repr__(self) -> str:
+        shown = None if self.dsn is None else without_password(self.dsn)
+        return f"Database(dsn={shown!r}, embedded={self.embedded}, store_frames={self.store_frames})"
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """The folder in which frames are safe until the database has them."""
+
+    path: Annotated[Path, path_in_folder] = msgspec.field(default_factory=journal_folder)
+    max_bytes: Annotated[int, size("64MiB", "1024TiB")] = 8 << 30
+    when_full: Annotated[str, choice(("drop-oldest", "drop-newest"), "a policy")] = "drop-oldest"
+    sync_interval_seconds: Annotated[float, duration("1ms", "10s")] = msgspec.field(default=0.1, name="sync_interval")
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """How frames are put together for the database."""
+
+    interval_seconds: Annotated[float, duration("10ms", "60s")] = msgspec.field(default=0.5, name="interval")
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True):
+    """Where metrics and health are served; None is nowhere."""
+
+    listen: Annotated[Address | None, address] = Address("127.0.0.1", 9464)
+
+
+class DatabaseFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of message definitions, and how frames find theirs."""
+
+    file: Annotated[Path, path_in_folder]
+    match: Annotated[str, choice(("auto", "id", "pgn"), "a way to match")] = "auto"
+
+
+class Can(msgspec.Struct, frozen=True, kw_only=True):
+    """One CAN bus."""
+
+    name: Annotated[str, source_name]
+    interface: Annotated[str, can_interface] = "socketcan"
+    channel: Annotated[str | int, can_channel] = ""  # the name, where the file says nothing
+    fd: Annotated[bool, flag] = True  # false for interfaces other than socketcan, where the file says nothing
+    dbc: Annotated[tuple[DatabaseFile, ...], listing(database_file)] = ()
+    filters: Annotated[Literal["none", "databases"] | tuple[Filter, ...], filters] = "none"
+    receive_buffer_bytes: Annotated[int, size("64KiB", "1GiB")] = msgspec.field(default=16 << 20, name="receive_buffer")
+    bitrate: Annotated[int | None, whole(1_000, 20_000_000)] = None
+    options: Annotated[dict[str, Any], scalars] = msgspec.field(default_factory=dict)
+
+
+class Serial(msgspec.Struct, frozen=True, kw_only=True):
+    """One serial line."""
+
+    name: Annotated[str, source_name]
+    port: Annotated[str, device]
+    protocol: Annotated[str, choice(PROTOCOLS, "a protocol")]
+    baudrate: Annotated[int, whole(50, 20_000_000)] = 9600
+    bytesize: Annotated[int, choice((5, 6, 7, 8), "a number of data bits")] = 8
+    parity: Annotated[str, choice(("none", "even", "odd", "mark", "space"), "a parity")] = "none"
+    stopbits: Annotated[float, choice((1, 1.5, 2), "a number of stop bits")] = 1
+
+
+def _check_can(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
+    if "channel" not in given and "name" in values:
+        values["channel"] = values["name"]
+    if values.get("filters") == "databases" and given.get("dbc", []) == []:
+        (at / "filters").wrong('"databases" needs signal databases, and there are none', 'name them in "dbc"')
+    if values.get("interface") != "socketcan":
+        if "fd" not in given:
+            values["fd"] = False
+        for key in sorted({"name", "interface", "channel", "bitrate", "fd"} & values.get("options", {}).keys()):
+            (at / "options" / key).wrong("is a key of [[can]] itself", "move it out of options")
+        return
+    channel = values.get("channel", "")
+    if type(channel) is int:
+        (at / "channel").wrong(f"{channel} cannot be a network interface", 'write a name such as "can0"')
+    elif len(channel.encode()) > INTERFACE_NAME_BYTES_MAX or "/" in channel or any(map(str.isspace, channel)):
+        problem = f'"{channel}" cannot be a network interface'
+        (at / "channel").wrong(problem, f"at most {INTERFACE_NAME_BYTES_MAX} bytes, no blanks; `ip link` lists them")
+    if values.get("bitrate") is not None:
+        hint = f"ip link set {channel} type can bitrate {values['bitrate']}"
+        (at / "bitrate").wrong("is set in the system for socketcan", hint)
+    if values.get("options"):
+        (at / "options").wrong("are for python-can's other interfaces; socketcan is read without it", "leave them out")
+
+
+def _check_database(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
+    if "dsn" in given and values.get("embedded"):
+        (at / "embedded").wrong("there is a dsn as well", "leave one of the two out")
+
+
+def _check_journal(values: dict[str, Any], _: Mapping[str, Any], at: Place) -> None:
+    path = values.get("path")
+    if path is not None and path.exists() and not path.is_dir():
+        (at / "path").wrong(f"{path} is not a folder", "write a folder that is empty or not there yet")
+
+
+def _check_all(_: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
+    """What holds across tables: there are sources, names tell them apart, and none is recorded twice.
+
+    Asks the file and not the values, so that a source with a mistake elsewhere is looked at too.
+    """
+    if not given.get("can") and not given.get("serial"):
+        at.wrong("there is no source", "add a [[can]] or a [[serial]]")
+    first_with: dict[tuple[str, ...], str] = {}
+    for kind, device_key in (("can", "channel"), ("serial", "port")):
+        sources = given.get(kind)
+        for index, source in enumerate(sources if isinstance(sources, list) else ()):
+            if not isinstance(source, dict):
+                continue
+            here = (at / kind)[index]
+            name, device = source.get("name"), source.get(device_key)
+            if isinstance(name, str) and (first := first_with.setdefault(("name", name), here.key)) != here.key:
+                (here / "name").wrong(f'"{name}" is the name of {first} already', "names tell sources apart")
+            bus = (kind, str(source.get("interface", "socketcan")), str(device or name), str(source.get("options")))
+            first = first_with.setdefault(bus, here.key)
+            if device is not None and first != here.key:
+                (here / device_key).wrong(f'"{device}" is recorded by {first} already', "record each device once")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file."""
+
+    session: Annotated[Session, table(Session)] = Session()
+    database: Annotated[Database, table(Database, _check_database)] = Database()
+    journal: Annotated[Journal, table(Journal, _check_journal)] = msgspec.field(default_factory=Journal)
+    batch: Annotated[Batch, table(Batch)] = Batch()
+    http: Annotated[Http, table(Http)] = Http()
+    can: Annotated[tuple[Can, ...], tables(Can, _check_can)] = ()
+    serial: Annotated[tuple[Serial, ...], tables(Serial)] = ()
+
+
+def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the file. A `dsn` given, else INGESTD_DSN, is used instead of the file's database.
+
+    Raises ConfigError with one line for every mistake.
+    """
+    raw = _read_toml(path)
+    at = Place("", path.absolute().parent, [])
+    config: Config = table(Config, _check_all)(raw, at)
+    override, where = (dsn, "--dsn") if dsn else (environment.get("INGESTD_DSN"), "INGESTD_DSN")
+    if override:
+        postgres_dsn(override, Place(where, at.folder, at.mistakes))
+    else:
+        given = raw.get("database", {})
+        if isinstance(given, dict) and "dsn" not in given and not given.get("embedded"):
+            (at / "database" / "dsn").wrong("there is no database", "set it, or INGESTD_DSN, or embedded = true")
+    if len(at.mistakes) == 1:
+        raise ConfigError(f"{path}: {at.mistakes[0]}")
+    if at.mistakes:
+        raise ConfigError("\n  ".join([f"{path}: {len(at.mistakes)} mistakes", *at.mistakes]))
+    if override:
+        database = msgspec.structs.replace(config.database, dsn=override, embedded=False)
+        config = msgspec.structs.replace(config, database=database)
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "give the path of a configuration file") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: not UTF-8 at line {line}", "save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}", "see https://toml.io") from error
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The configuration in force as JSON can hold it, without passwords: what `sessions.config` keeps."""
+    described: dict[str, Any] = _plain(config)
+    if config.database.dsn is not None:
+        described["database"]["dsn"] = without_password(config.database.dsn)
+    return described
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Address):
+        return str(value)
+    if isinstance(value, msgspec.Struct):
+        return {field: _plain(getattr(value, field)) for field in value.__struct_fields__}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def without_password(dsn: str) -> str:
+    """The DSN without any password in it, wherever a URL can hold one."""
+    parts = urlsplit(dsn)
+    user, at, host = parts.netloc.rpartition("@")
+    query = [(key, one) for key, one in parse_qsl(parts.query) if key not in ("password", "sslpassword", "passfile")]
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}{at}{host}", query=urlencode(query, safe="/")))
