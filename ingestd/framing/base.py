@@ -1,0 +1,33 @@
+"""What a framer is: bytes in, frames out, no I/O.
+
+Invariants of every framer, whatever the bytes are and however they are cut:
+- The same bytes give the same frames.
+- received_bytes = frame_bytes + line_end_bytes + skipped_bytes + the bytes held. `flush` leaves none held.
+- Work grows linearly with the bytes; what is held is at most `PAYLOAD_BYTES_MAX` and a few bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from ingestd.model import SerialFlag
+
+
+class SerialFrame(NamedTuple):
+    """One line or sentence as it was on the wire, without its line end."""
+
+    ts_ns: int  # when its first byte arrived
+    payload: bytes
+    flags: SerialFlag
+
+
+class Framer(Protocol):
+    """Cuts the bytes of one serial line into frames. `counters` are totals since it was made."""
+
+    counters: dict[str, int]
+
+    def feed(self, data: bytes, at_ns: int) -> list[SerialFrame]:
+        """Take bytes that arrived at `at_ns`; return the frames that they complete."""
+
+    def flush(self) -> list[SerialFrame]:
+        """The stream ends here: return what can be made of the bytes held, count the rest, begin anew."""
