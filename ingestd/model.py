@@ -126,6 +126,25 @@ class Event:
     payload: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What became of the frames of one source, over the lifetime of a journal: nothing may be missing.
+
+    `pending` is counted from what lies in the journal and not from the other four, so that `balanced` proves something.
+    """
+
+    received: int = 0
+    committed: int = 0
+    pending: int = 0
+    rejected: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)  # by reason: overflow, budget, journal, damage
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every frame received is accounted for, once."""
+        return self.received == self.committed + self.pending + self.rejected + sum(self.dropped.values())
+
+
 class Recorder(Protocol):
     """Where a source puts what it has read. Nothing here raises: what cannot be recorded is counted there.
 
