@@ -1,0 +1,150 @@
+"""The HTTP side: metrics for Prometheus, health and readiness for whoever watches.
+
+    /metrics   what metrics.py makes of a snapshot
+    /health    200 as long as the event loop answers
+    /ready     200 or 503: every source has its device or is looking for it, and the journal takes frames
+    /          a line about each of them
+
+Recording never depends on this: an address that is taken or not there yet is said once and tried again for as long as
+the daemon runs. There is no authentication and nothing can be changed from here; by default it listens on the machine
+itself alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from ingestd.config import Address
+from ingestd.metrics import Snapshot, render
+from ingestd.model import Link
+
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 1.0, 30.0
+SHUTDOWN_SECONDS_MAX = 1.0  # for a scrape that is under way
+
+INDEX = """ingestd
+/metrics  numbers for Prometheus
+/health   200 while it runs
+/ready    200 while it records, 503 and the reasons while it does not
+"""
+
+HINTS = {
+    errno.EADDRINUSE: 'another program listens there: set http.listen to another port, or to "off"',
+    errno.EADDRNOTAVAIL: "this machine has no such address (yet)",
+    errno.EACCES: "ports below 1024 are for root",
+}
+
+log = logging.getLogger(__name__)
+
+
+def unready(snapshot: Snapshot) -> dict[str, str]:
+    """What keeps the daemon from recording, with the reason; empty when it is ready.
+
+    A source that looks for its device is ready: that is not the daemon's fault, and it will be there when it returns.
+    """
+    reasons = {
+        source: status.reason or "the device is being opened"
+        for source, status in snapshot.statuses.items()
+        if status.link is Link.OPENING
+    }
+    if not snapshot.journal.writable:
+        reasons["journal"] = "the disk does not take frames"
+    return reasons
+
+
+class Endpoints:
+    """A server that is or will be listening. `address` is where, None until then; a port of 0 has become a real one."""
+
+    def __init__(
+        self, listen: Address, snapshot: Callable[[], Snapshot], unready_now: Callable[[], Mapping[str, str]]
+    ) -> None:
+        self.address: Address | None = None
+        self._listen = listen
+        self._snapshot = snapshot
+        self._unready = unready_now
+        app = web.Application()
+        app.router.add_get("/", self._index)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/ready", self._ready)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+
+    def __repr__(self) -> str:
+        return f"<Endpoints at {self.address or f'{self._listen}, not yet'}>"
+
+    async def listen(self) -> None:
+        """Try until the address can be had."""
+        await self._runner.setup()
+        pause, said = RETRY_SECONDS_MIN, ""
+        while self.address is None:
+            # IPv4 and IPv6 would each get a free port of its own.
+            everywhere = None if self._listen.port else "0.0.0.0"
+            site = web.TCPSite(self._runner, self._listen.host or everywhere, self._listen.port)
+            try:
+                await site.start()
+                self.address = Address(self._listen.host, self._runner.addresses[0][1])
+                log.info("listening http=%s", self.address)
+            except (OSError, UnicodeError) as error:  # UnicodeError: a host that no DNS name can be
+                await site.stop()  # or the runner keeps every one that failed
+                reason = getattr(error, "strerror", None) or str(error)
+                if reason != said:
+                    hint = HINTS.get(getattr(error, "errno", None) or 0, "see http.listen in the configuration")
+                    log.warning("cannot listen, tried again http=%s reason=%r hint=%r", self._listen, reason, hint)
+                said = reason
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS_MAX)
+
+    async def close(self) -> None:
+        """Stop listening and end what is under way."""
+        await self._runner.cleanup()
+
+    async def _index(self, _: web.Request) -> web.Response:
+        return web.Response(text=INDEX)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body, content_type = render(self._snapshot(), request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        snapshot, unready_now = self._snapshot(), dict(self._unready())
+        sources = {
+            name: {"link": status.link.value, **({"reason": status.reason} if status.reason else {})}
+            for name, status in sorted(snapshot.statuses.items())
+        }
+        said = {"ready": not unready_now, "unready": unready_now, "sources": sources}
+        return web.json_response(
+            text=json.dumps(said, indent=2, ensure_ascii=False) + "\n", status=503 if unready_now else 200
+        )
+
+
+@asynccontextmanager
+async def serve(
+    listen: Address | None, snapshot: Callable[[], Snapshot], unready_now: Callable[[], Mapping[str, str]] | None = None
+) -> AsyncIterator[Endpoints | None]:
+    """Serve at an address while inside; None serves nothing.
+
+    `snapshot` and `unready_now` (by default: what `unready` says of the snapshot) are called on the event loop for
+    every request. Neither starting nor what happens later raises.
+    """
+    if listen is None:
+        yield None
+        return
+    endpoints = Endpoints(listen, snapshot, unready_now or (lambda: unready(snapshot())))
+    listening = asyncio.create_task(endpoints.listen(), name="http")
+    # Usually it is there at once; whoever needs `address` then has it, and nobody waits for one that is taken.
+    await asyncio.wait([listening], timeout=0.1)
+    try:
+        yield endpoints
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await endpoints.close()

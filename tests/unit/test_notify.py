@@ -1,0 +1,103 @@
+"""What systemd is told: on a real datagram socket, by path and by abstract name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from ingestd.daemon.notify import Notifier
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, str]]:
+    """The socket of a service manager, and its name as in NOTIFY_SOCKET."""
+    with (
+        tempfile.TemporaryDirectory() as folder,  # pytest's own may be longer than the 108 bytes of a socket's name
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening,
+    ):
+        name = f"@ingestd-test-{uuid4().hex}" if request.param == "abstract" else str(Path(folder) / "notify")
+        listening.bind(name.replace("@", "\0", 1))
+        listening.settimeout(10)
+        yield listening, name
+
+
+def received(listening: socket.socket) -> str:
+    return listening.recv(4096).decode()
+
+
+def test_the_life_of_a_service(manager: tuple[socket.socket, str]) -> None:
+    """Ready, what it does, and stopping: one datagram each; a status is one line whatever it was given."""
+    listening, name = manager
+    notifier = Notifier({"NOTIFY_SOCKET": name})
+    notifier.ready("recording can0, gps")
+    assert received(listening) == "READY=1\nSTATUS=recording can0, gps"
+    notifier.status("the database is away\nWATCHDOG=trigger")
+    assert received(listening) == "STATUS=the database is away WATCHDOG=trigger"
+    notifier.stopping()
+    assert received(listening) == "STOPPING=1"
+    assert repr(notifier) == f"<Notifier to {name}>"
+
+
+async def test_the_watchdog_is_fed(manager: tuple[socket.socket, str]) -> None:
+    """A sign of life at once and then twice in the time that systemd waits, until cancelled."""
+    listening, name = manager
+    notifier = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "40000", "WATCHDOG_PID": str(os.getpid())})
+    assert notifier.watchdog_seconds == 0.04
+    feeding = asyncio.create_task(notifier.keep_watchdog_quiet())
+    for _ in range(3):
+        assert await asyncio.to_thread(received, listening) == "WATCHDOG=1"
+    feeding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await feeding
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},
+        {"WATCHDOG_USEC": "1000"},  # without a socket there is nobody to tell
+    ],
+)
+async def test_nobody_asked_for_signs_of_life(environment: dict[str, str]) -> None:
+    """Then the task ends at once, whether there is no watchdog, or it is another process's, or nobody listens."""
+    await asyncio.wait_for(Notifier(environment).keep_watchdog_quiet(), 5)
+
+
+def test_without_a_service_manager(caplog: pytest.LogCaptureFixture) -> None:
+    """Started from a shell, or under something that speaks vsock: nothing is sent and nothing said."""
+    for environment in ({}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}):
+        notifier = Notifier(environment)
+        notifier.ready()
+        notifier.stopping()
+        assert repr(notifier) == "<Notifier to nobody>"
+    assert not caplog.records
+
+
+def test_a_service_manager_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once, not for every sign of life, and the service goes on."""
+    notifier = Notifier({"NOTIFY_SOCKET": "/nonexistent/notify"})
+    with caplog.at_level(logging.WARNING):
+        notifier.ready()
+        notifier.status("recording")
+    assert len(caplog.records) == 1
+    assert "READY=1" in caplog.text
+
+
+def test_a_service_manager_that_does_not_read(manager: tuple[socket.socket, str]) -> None:
+    """Its queue fills up; sending does not wait for it, or the event loop would."""
+    listening, name = manager
+    notifier = Notifier({"NOTIFY_SOCKET": name})
+    for _ in range(2000):
+        notifier.status("x" * 1000)
+    assert received(listening).startswith("STATUS=x")
