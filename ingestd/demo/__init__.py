@@ -1,19 +1,24 @@
-"""A simulated car: the databases of its two buses, its drive round a closed track, and the frames it would send.
+"""A simulated car: the databases of its two buses, its drive round a closed track, and what it sends.
 
-`vehicle.drive` simulates the car, `simulate.frames` puts its columns on the wire, and the functions here are all that
-a command needs. Limits: two buses, one car, one track; a stand-in for hardware that a newcomer does not have, not a
-model to tune a car with.
+`vehicle` drives the car, `simulate` puts its columns onto the buses and `gps` onto a serial line. From there they go
+into a capture file (`write_capture`), or in real time to devices that can be recorded from (`simulation`, with its
+`player` and `ports`). Limits: two buses, one car, one track; a stand-in for hardware that a newcomer does not have, not
+a model to tune a car with.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+BUSES: Final = ("powertrain", "body")
+GPS: Final = "gps"
 
 
 def databases() -> dict[str, Path]:
     """The DBC file of each bus, by the name of the bus, which is also its interface in the capture."""
     folder = Path(__file__).parent
-    return {"powertrain": folder / "powertrain.dbc", "body": folder / "body.dbc"}
+    return {name: folder / f"{name}.dbc" for name in BUSES}
 
 
 def write_capture(path: Path, seconds: float = 120.0) -> int:

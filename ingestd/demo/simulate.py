@@ -1,8 +1,9 @@
 """Puts the simulated car's quantities on its two buses, and its buses into a capture file.
 
-`frames` packs the columns of `vehicle.drive` with the layouts of the DBC files, so the files are the only description
-of a frame; cycle times are theirs too. Every message keeps its own phase and some jitter, and a frame waits until the
-bus is free, so stamps rise strictly on each bus as they would on a wire. `write_capture` writes candump's log format.
+A `Bus` packs the columns of a `vehicle.Drive`, piece by piece, with the layouts of the DBC files, so the files are the
+only description of a frame; cycle times are theirs too. Every message keeps its own phase and some jitter, and a frame
+waits until the bus is free, so stamps rise strictly on each bus as they would on a wire. `write_capture` writes
+candump's log format.
 
 Limits: frames queue in the order they become ready, not by identifier; no error frames, no remote frames, no loss.
 The capture has microsecond stamps, as candump's has. It is the same byte for byte whenever it is made anew with the
@@ -12,7 +13,7 @@ same versions of Python's and numpy's arithmetic, so importing it twice is impor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import cantools
 import numpy as np
@@ -121,7 +122,7 @@ def frames(columns: Columns, start_ns: int = START_NS, seed: int = SEED) -> list
     The stamps of a batch rise strictly. A value is the drive's latest sample before its frame became ready, kept inside
     the range its DBC states.
     """
-    return [_bus(bus, _database(bus), columns, start_ns, seed) for bus in databases()]
+    return [Bus(bus, start_ns, seed).carry(columns) for bus in databases()]
 
 
 def write_capture(path: Path, seconds: float = 120.0, start_ns: int = START_NS, seed: int = SEED) -> int:
@@ -142,48 +143,81 @@ def _database(bus: str) -> Database:
     return database
 
 
-def _bus(bus: str, database: Database, columns: Columns, start_ns: int, seed: int) -> FrameBatch:
-    """All messages of one bus, merged: first when each becomes ready, then when the bus has carried it."""
-    messages = database.messages
-    until_ns = int(len(columns["time_s"]) / columns["rate_hz"][0] * 1e9)
-    width = max(8, -(-max(message.length for message in messages) // 8) * 8)
-    ready = [_ready_ns(message, i / len(messages), until_ns, seed) for i, message in enumerate(messages)]
-    data = [_payloads(message, columns, at_ns, width) for message, at_ns in zip(messages, ready, strict=True)]
-    counts = [len(at_ns) for at_ns in ready]
+class Bus:
+    """One bus, for as long as the drive goes on: the frames of its pieces together are those of the whole."""
 
-    def repeated(values: list[int], dtype: type[np.generic]) -> NDArray[np.generic]:
-        return np.repeat(np.array(values, dtype), counts)[order]
+    def __init__(self, name: str, start_ns: int = START_NS, seed: int = SEED) -> None:
+        self.name = name
+        self._start_ns = start_ns
+        messages = _database(name).messages
+        self._tasks = [_Task(message, i / len(messages), seed) for i, message in enumerate(messages)]
+        self._width = max(8, -(-max(message.length for message in messages) // 8) * 8)
+        self._samples = 0
+        self._free_ns = 0  # when the last frame had been carried
 
-    ready_ns = np.concatenate(ready)
-    order = np.argsort(ready_ns, kind="stable")
-    duration_ns = repeated([_duration_ns(message) for message in messages], np.int64).astype(np.int64)
-    return FrameBatch(
-        source=bus,
-        ts_ns=start_ns + _carried_ns(ready_ns[order], duration_ns),
-        arbitration_id=repeated([message.frame_id for message in messages], np.uint32).astype(np.uint32),
-        flags=repeated([int(_flags(message)) for message in messages], np.uint8).astype(np.uint8),
-        length=repeated([message.length for message in messages], np.uint16).astype(np.uint16),
-        data=np.concatenate(data)[order],
-    )
+    def carry(self, columns: Columns) -> FrameBatch:
+        """The frames that become ready during the next piece of the drive, in wire order."""
+        first_sample, rate_hz = self._samples, float(columns["rate_hz"][0])
+        self._samples += len(columns["time_s"])
+        until_ns = int(self._samples / rate_hz * 1e9)
+        ready, data = [], []
+        for task in self._tasks:
+            at_ns, first = task.ready(until_ns)
+            sample = np.clip((at_ns * rate_hz / 1e9).astype(np.int64) - first_sample, 0, len(columns["time_s"]) - 1)
+            ready.append(at_ns)
+            data.append(_payloads(task.message, columns, sample, first + np.arange(len(at_ns)), self._width))
+        ready_ns = np.concatenate(ready)
+        order = np.argsort(ready_ns, kind="stable")
+        task_of = np.repeat(np.arange(len(self._tasks)), [len(at_ns) for at_ns in ready])[order]
+
+        def each(values: list[int], dtype: type[np.generic]) -> NDArray[Any]:
+            return np.array(values, dtype)[task_of]
+
+        messages = [task.message for task in self._tasks]
+        duration_ns = each([_duration_ns(message) for message in messages], np.int64)
+        carried_ns = self._carried_ns(ready_ns[order], duration_ns)
+        return FrameBatch(
+            source=self.name,
+            ts_ns=self._start_ns + carried_ns,
+            arbitration_id=each([message.frame_id for message in messages], np.uint32),
+            flags=each([int(_flags(message)) for message in messages], np.uint8),
+            length=each([message.length for message in messages], np.uint16),
+            data=np.concatenate(data)[order],
+        )
+
+    def _carried_ns(self, ready_ns: Int64s, duration_ns: Int64s) -> Int64s:
+        """When each frame has been received: it waits for those before it, as on a wire.
+
+        end[i] = max(ready[i], end[i-1]) + duration[i]; less the running sum of durations that is a running maximum.
+        """
+        total = np.cumsum(duration_ns)
+        begins = np.concatenate([[self._free_ns], ready_ns - (total - duration_ns)])
+        ends: Int64s = np.maximum.accumulate(begins)[1:] + total
+        self._free_ns = int(ends[-1]) if len(ends) else self._free_ns
+        return ends
 
 
-def _ready_ns(message: Message, phase: float, until_ns: int, seed: int) -> Int64s:
-    """When a message is handed to the bus: its cycle, its phase within the cycle, and a task that starts late."""
-    cycle_ns = int((message.cycle_time or 1000) * 1_000_000)
-    nominal = np.arange(int(phase * cycle_ns), until_ns, cycle_ns, dtype=np.int64)
-    late = np.random.default_rng([seed, message.frame_id]).gamma(2.0, _JITTER_NS / 2, len(nominal))
-    ready: Int64s = nominal + np.minimum(late, cycle_ns / 4).astype(np.int64)
-    return ready[ready < until_ns]
+class _Task:
+    """What sends one message: its cycle, its phase within the cycle, and a control unit that starts it a bit late."""
 
+    def __init__(self, message: Message, phase: float, seed: int) -> None:
+        self.message = message
+        self._cycle_ns = int((message.cycle_time or 1000) * 1_000_000)
+        self._next_ns = int(phase * self._cycle_ns)
+        self._lateness = np.random.default_rng([seed, message.frame_id])
+        self._waiting = np.zeros(0, np.int64)  # planned in an earlier piece, and late enough to be ready in a later one
+        self._sent = 0
 
-def _carried_ns(ready_ns: Int64s, duration_ns: Int64s) -> Int64s:
-    """When each frame has been received: it waits for those before it, as on a wire.
-
-    end[i] = max(ready[i], end[i-1]) + duration[i]; less the running sum of durations that is a running maximum.
-    """
-    total = np.cumsum(duration_ns)
-    ends: Int64s = np.maximum.accumulate(ready_ns - (total - duration_ns)) + total
-    return ends
+    def ready(self, until_ns: int) -> tuple[Int64s, int]:
+        """When the next frames are handed to the bus, up to a time, and how many there were before."""
+        nominal = np.arange(self._next_ns, until_ns, self._cycle_ns, dtype=np.int64)
+        self._next_ns += self._cycle_ns * len(nominal)
+        late = self._lateness.gamma(2.0, _JITTER_NS / 2, len(nominal))
+        ready_ns = np.concatenate([self._waiting, nominal + np.minimum(late, self._cycle_ns / 4).astype(np.int64)])
+        now, first = ready_ns < until_ns, self._sent
+        self._waiting = ready_ns[~now]
+        self._sent += int(np.count_nonzero(now))
+        return ready_ns[now], first
 
 
 def _duration_ns(message: Message) -> int:
@@ -201,11 +235,9 @@ def _flags(message: Message) -> Flag:
     return flags | (Flag.FD | Flag.BITRATE_SWITCH if message.is_fd else Flag(0))
 
 
-def _payloads(message: Message, columns: Columns, ready_ns: Int64s, width: int) -> UInt8s:
-    """uint8[frames, width]: the message's signals at these times, bit by bit; multiplexed pages take turns."""
-    data = np.zeros((len(ready_ns), width), np.uint8)
-    count = np.arange(len(ready_ns))
-    sample = (ready_ns * columns["rate_hz"][0] / 1e9).astype(np.int64)
+def _payloads(message: Message, columns: Columns, sample: Int64s, count: Int64s, width: int) -> UInt8s:
+    """uint8[frames, width]: the message's signals at these samples, bit by bit; multiplexed pages take turns."""
+    data = np.zeros((len(count), width), np.uint8)
     pages = [page for s in message.signals for page in s.multiplexer_ids or []]
     page = count % (max(pages, default=0) + 1)
     for signal in message.signals:

@@ -1,11 +1,13 @@
 """The car: two pedals, an engine with a gearbox, drag and grip, driven round the track for as long as one likes.
 
-`drive` integrates the few states that depend on each other (speed, pedals, gear, engine speed, temperatures) a step at
-a time and derives everything else in columns. The car starts cold-ish and parked on the start line: ignition, cranking,
-two seconds of idling, then flying laps until the time is up; it does not stop at the end.
+A `Drive` integrates the few states that depend on each other (speed, pedals, gear, engine speed, temperatures) a step
+at a time and derives everything else in columns. The car starts cold-ish and parked on the start line: ignition,
+cranking, two seconds of idling, then flying laps for ever, but for a stop on the start line when the tank is nearly
+empty, every hour and a half or so.
 
 Limits: a point mass with a perfect line and no tyre model; gears change without a clutch pedal; sensors add Gaussian
-noise. A drive is a function of its seed: a longer one begins with exactly the shorter one.
+noise. A drive is a function of its seed: a longer one begins with exactly the shorter one, and pieces of any lengths
+put together are the whole.
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ LAUNCH_SECONDS: Final = 3.2
 
 AMBIENT_CELSIUS: Final = 19.0
 TANK_LITRES: Final = 52.0
+PIT_LITRES: Final = 5.0  # With less than this the car stops on the start line …
+FILLED_LITRES: Final = 48.0  # … until it has this,
+FILLING_LITRES_PER_SECOND: Final = 2.0
+PIT_BRAKING: Final = 4.0  # m/s²: there is time.
 
 ENGINE_OFF, ENGINE_CRANKING, ENGINE_IDLE, ENGINE_RUNNING, ENGINE_LIMITER = range(5)
 
@@ -75,6 +81,7 @@ class _Car:
     oil_celsius: float = 44.0
     fuel_litres: float = 31.0
     fuel_rate: float = 0.0  # l/h
+    pitting: bool = False
 
     def row(self) -> tuple[float, ...]:
         """The states `_RECORDED` names, in its order."""
@@ -116,32 +123,77 @@ _RECORDED: Final = (
 )
 
 
-def drive(seconds: float, rate_hz: float = 100.0, seed: int = SEED) -> Columns:
-    """The car's quantities, sampled `rate_hz` times a second from time 0.
+class Drive:
+    """A drive without an end, to be had in pieces."""
 
-    Every column is float64[floor(seconds * rate_hz)] in the unit its name or the DBC gives; `time_s` is the time.
-    Enumerations and switches are whole numbers.
-    """
-    if seconds <= 0 or rate_hz <= 0:
-        raise ValueError(f"a drive takes time: {seconds} s at {rate_hz} Hz")
-    track = closed_track()
-    steps_per_sample = math.ceil(INTEGRATION_HZ_MIN / rate_hz)
-    step_s = 1 / (rate_hz * steps_per_sample)
-    count = int(seconds * rate_hz)
-    car, recorded = _Car(), np.empty((count, len(_RECORDED)))
-    speed_max = track.speed_max.tolist()
-    for sample in range(count):
-        recorded[sample] = car.row()
-        for step in range(steps_per_sample):
-            _step(car, (sample * steps_per_sample + step) * step_s, step_s, speed_max, track.step_m)
-    columns = {name: np.ascontiguousarray(recorded[:, i]) for i, name in enumerate(_RECORDED)}
-    columns["time_s"] = np.arange(count) / rate_hz
-    columns["rate_hz"] = np.full(count, rate_hz)
-    _add_motion(columns, track, seed)
-    _add_wheels(columns, seed)
-    _add_engine_bay(columns, seed)
-    _add_cabin(columns, seed)
-    return columns
+    def __init__(self, rate_hz: float = 100.0, seed: int = SEED) -> None:
+        if rate_hz <= 0:
+            raise ValueError(f"a drive takes time: {rate_hz} Hz")
+        self._rate_hz = rate_hz
+        self._car = _Car()
+        self._memory = _Memory(seed)
+        self._samples = 0
+
+    def go_on(self, seconds: float) -> Columns:
+        """The car's quantities for the next seconds, sampled `rate_hz` times a second; the first piece begins at 0.
+
+        Every column is float64[floor(seconds * rate_hz)] in the unit its name or the DBC gives; `time_s` is the time.
+        Enumerations and switches are whole numbers.
+        """
+        count, first = int(seconds * self._rate_hz), self._samples
+        if count <= 0:
+            raise ValueError(f"a drive takes time: {seconds} s at {self._rate_hz} Hz")
+        track = closed_track()
+        steps_per_sample = math.ceil(INTEGRATION_HZ_MIN / self._rate_hz)
+        step_s = 1 / (self._rate_hz * steps_per_sample)
+        recorded = np.empty((count, len(_RECORDED)))
+        speed_max = track.speed_max.tolist()
+        for sample in range(count):
+            recorded[sample] = self._car.row()
+            for step in range(steps_per_sample):
+                now_s = ((first + sample) * steps_per_sample + step) * step_s
+                _step(self._car, now_s, step_s, speed_max, track.step_m)
+        self._samples += count
+        columns = {name: np.ascontiguousarray(recorded[:, i]) for i, name in enumerate(_RECORDED)}
+        columns["time_s"] = np.arange(first, first + count) / self._rate_hz
+        columns["rate_hz"] = np.full(count, self._rate_hz)
+        _add_motion(columns, track, self._memory)
+        _add_wheels(columns, self._memory)
+        _add_engine_bay(columns, self._memory)
+        _add_cabin(columns, self._memory)
+        columns["satellites"] = (14 - np.arange(first, first + count) // 1700 % 3).astype(np.float64)
+        return columns
+
+
+class _Memory:
+    """What the columns of one piece hand to those of the next."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._noise: dict[str, np.random.Generator] = {}
+        self._last: dict[str, float] = {}
+
+    def noise(self, name: str, count: int, deviation: float) -> Float64s:
+        """Gaussian noise of its own stream for each quantity, so that adding a quantity changes no other."""
+        if name not in self._noise:
+            self._noise[name] = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
+        return self._noise[name].standard_normal(count) * deviation
+
+    def total(self, name: str, values: Float64s) -> Float64s:
+        """The running sum, from the beginning of the drive."""
+        sums: Float64s = np.cumsum(np.concatenate([[self._last.get(name, 0.0)], values]))[1:]
+        self._last[name] = float(sums[-1])
+        return sums
+
+    def change(self, name: str, values: Float64s) -> Float64s:
+        """The difference of each value to the one before it; before the drive it was 0."""
+        before, self._last[name] = self._last.get(name, 0.0), float(values[-1])
+        return np.diff(values, prepend=before)
+
+
+def drive(seconds: float, rate_hz: float = 100.0, seed: int = SEED) -> Columns:
+    """The first seconds of a drive."""
+    return Drive(rate_hz, seed).go_on(seconds)
 
 
 def lap_length_m() -> float:
@@ -159,6 +211,8 @@ def _step(car: _Car, now_s: float, step_s: float, speed_max: list[float], track_
     else:
         ahead_m = car.distance_m + 0.12 * car.speed  # Drivers look ahead; pedals take a moment.
         target = speed_max[int(ahead_m / track_step_m) % len(speed_max)]
+        if car.pitting:
+            target = min(target, _pit_speed(car, ahead_m, step_s, len(speed_max) * track_step_m))
         force = MASS_KG * min(max((target - car.speed) / 0.25, -9.0), 9.0) + drag
         drive_force_max = full_torque * ratio
         pedal_throttle = min(max(force / drive_force_max, 0.0), 1.0) if drive_force_max > 0 else float(force > 0)
@@ -172,8 +226,9 @@ def _step(car: _Car, now_s: float, step_s: float, speed_max: list[float], track_
     pulling = 0.0 if car.shift_left_s > 0 or car.gear == 0 else car.torque_nm * ratio
     car.acceleration = (pulling - drag - car.brake * MASS_KG * 9.2) / MASS_KG
     if car.speed + car.acceleration * step_s < 0:
-        car.acceleration = -car.speed / step_s
-    car.speed += car.acceleration * step_s
+        car.acceleration, car.speed = -car.speed / step_s, 0.0
+    else:
+        car.speed += car.acceleration * step_s
     car.distance_m += car.speed * step_s
 
     power_kw = abs(car.torque_nm) * car.engine_rpm * math.pi / 30_000
@@ -184,6 +239,19 @@ def _step(car: _Car, now_s: float, step_s: float, speed_max: list[float], track_
     car.oil_celsius += step_s * (0.0075 * power_kw + 0.012 * (car.coolant_celsius - car.oil_celsius))
     car.fuel_rate = 0.0 if not car.engine_rpm else max(0.9, power_kw * 0.34)
     car.fuel_litres -= car.fuel_rate * step_s / 3600
+    car.pitting |= car.fuel_litres < PIT_LITRES
+
+
+def _pit_speed(car: _Car, ahead_m: float, step_s: float, lap_m: float) -> float:
+    """The speed from which the car can still stop before the start line; while it stands there, fuel flows."""
+    to_line_m = lap_m - ahead_m % lap_m
+    target = math.sqrt(2 * PIT_BRAKING * max(to_line_m - 3.0, 0.0))
+    if target > 2.0:
+        return target
+    if car.speed == 0:
+        car.fuel_litres += FILLING_LITRES_PER_SECOND * step_s
+        car.pitting = car.fuel_litres < FILLED_LITRES
+    return -1.0  # On the brake until it stands, and then as well.
 
 
 def _change_gear(car: _Car, now_s: float, step_s: float) -> None:
@@ -243,12 +311,7 @@ def _limited(change: float, change_max: float) -> float:
     return min(max(change, -change_max), change_max)
 
 
-def _noise(seed: int, name: str, count: int, deviation: float) -> Float64s:
-    """Gaussian noise of its own stream for each quantity, so that adding a quantity changes no other."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(count) * deviation
-
-
-def _add_motion(columns: Columns, track: Track, seed: int) -> None:
+def _add_motion(columns: Columns, track: Track, memory: _Memory) -> None:
     """Where the car is and how it turns: from the distance along the track, which is closed."""
     count, speed = len(columns["speed"]), columns["speed"]
     at = columns["distance_m"] / track.step_m
@@ -267,18 +330,18 @@ def _add_motion(columns: Columns, track: Track, seed: int) -> None:
     columns["altitude_m"] = ORIGIN_ALTITUDE_M + 1.5 * np.sin(2 * np.pi * at / len(track.x_m))
     heading = track.heading_rad[here] + curvature * fraction * track.step_m
     columns["course_deg"] = np.degrees(np.pi / 2 - heading) % 360
-    columns["yaw_rate_deg_s"] = np.degrees(curvature * speed) + _noise(seed, "yaw", count, 0.06)
-    columns["lateral_acceleration"] = curvature * speed**2 + _noise(seed, "lateral", count, 0.05)
-    columns["longitudinal_acceleration"] = columns["acceleration"] + _noise(seed, "longitudinal", count, 0.05)
+    columns["yaw_rate_deg_s"] = np.degrees(curvature * speed) + memory.noise("yaw", count, 0.06)
+    columns["lateral_acceleration"] = curvature * speed**2 + memory.noise("lateral", count, 0.05)
+    columns["longitudinal_acceleration"] = columns["acceleration"] + memory.noise("longitudinal", count, 0.05)
     front_wheel = np.arctan(WHEELBASE_M * curvature) + UNDERSTEER * curvature * speed**2
     steering_deg = np.degrees(front_wheel) * STEERING_RATIO * np.minimum(speed / 2, 1)
     columns["steering_deg"] = steering_deg
-    columns["steering_rate_deg_s"] = np.diff(steering_deg, prepend=0.0) * columns["rate_hz"]
+    columns["steering_rate_deg_s"] = memory.change("steering", steering_deg) * columns["rate_hz"]
     columns["stability_state"] = np.where(np.abs(curvature) * speed**2 > 8.3, 2.0, 1.0)
     columns["standstill"] = (speed == 0).astype(np.float64)
 
 
-def _add_wheels(columns: Columns, seed: int) -> None:
+def _add_wheels(columns: Columns, memory: _Memory) -> None:
     """Wheel speeds in m/s: inner wheels travel less, the driven rear ones slip a little. Suspension and tyres too."""
     speed, yaw_rate = columns["speed"], columns["curvature"] * columns["speed"]
     count = len(speed)
@@ -291,15 +354,15 @@ def _add_wheels(columns: Columns, seed: int) -> None:
         rolling = np.hypot(straight, yaw_rate * WHEELBASE_M) if front else straight
         slip = brake_slip if front else brake_slip * drive_slip
         moving = np.minimum(speed, 1.0)  # A standing wheel has no noise.
-        columns[f"wheel_{name}"] = np.maximum(rolling * slip + _noise(seed, f"wheel_{name}", count, 0.012) * moving, 0)
-        bumps = _noise(seed, f"bumps_{name}", count, 1.4) * moving
+        columns[f"wheel_{name}"] = np.maximum(rolling * slip + memory.noise(f"wheel_{name}", count, 0.012) * moving, 0)
+        bumps = memory.noise(f"bumps_{name}", count, 1.4) * moving
         columns[f"travel_{name}_mm"] = side * 38 * roll + (-22 if front else 22) * pitch + bumps
-        load = np.cumsum(np.abs(roll) * (1 + 0.4 * side) + np.abs(pitch)) / columns["rate_hz"]
+        load = memory.total(f"load_{name}", np.abs(roll) * (1 + 0.4 * side) + np.abs(pitch)) / columns["rate_hz"]
         columns[f"tyre_{name}_celsius"] = 24 + 46 * (1 - np.exp(-load / 60)) + (2 if front else 0)
         columns[f"tyre_{name}_bar"] = 2.1 * (273 + columns[f"tyre_{name}_celsius"]) / (273 + 24)
 
 
-def _add_engine_bay(columns: Columns, seed: int) -> None:
+def _add_engine_bay(columns: Columns, memory: _Memory) -> None:
     """Pressures, voltages and what the engine computer reports page by page."""
     count, rpm, throttle = len(columns["speed"]), columns["engine_rpm"], columns["throttle"]
     running = columns["engine_state"] >= ENGINE_IDLE
@@ -308,20 +371,20 @@ def _add_engine_bay(columns: Columns, seed: int) -> None:
     columns["abs_active"] = (columns["brake"] > 0.74).astype(np.float64)
     columns["oil_bar"] = np.where(running, 1.1 + rpm / 1900 - (columns["oil_celsius"] - 44) * 0.006, 0.0)
     volts = np.where(cranking, 10.4, np.where(running, 14.1, 12.5))
-    columns["battery_volts"] = volts + _noise(seed, "battery", count, 0.03)
+    columns["battery_volts"] = volts + memory.noise("battery", count, 0.03)
     columns["gearbox_celsius"] = 0.6 * columns["oil_celsius"] + 0.4 * AMBIENT_CELSIUS + 8
     columns["fuel_percent"] = columns["fuel_litres"] / TANK_LITRES * 100
     columns["intake_celsius"] = AMBIENT_CELSIUS + 6 + 9 * np.exp(-columns["speed"] / 12)
     columns["boost_bar"] = np.where(running, 0.75 * throttle * np.clip(rpm / 3000, 0, 1) - 0.25 * (1 - throttle), 0.0)
     columns["ignition_deg"] = np.where(running, 8 + rpm / 260 - 9 * throttle, 0.0)
-    columns["lambda_factor"] = 1.0 - 0.12 * throttle + _noise(seed, "lambda", count, 0.008)
+    columns["lambda_factor"] = 1.0 - 0.12 * throttle + memory.noise("lambda", count, 0.008)
     for cylinder in range(1, 5):
-        wobble = _noise(seed, f"exhaust{cylinder}", count, 2.0) + 5 * cylinder
+        wobble = memory.noise(f"exhaust{cylinder}", count, 2.0) + 5 * cylinder
         heat = np.where(running, 330 + 390 * throttle * np.clip(rpm / 6000, 0, 1), AMBIENT_CELSIUS + 20)
         columns[f"exhaust{cylinder}_celsius"] = heat + wobble
 
 
-def _add_cabin(columns: Columns, seed: int) -> None:
+def _add_cabin(columns: Columns, memory: _Memory) -> None:
     """What the body's bus carries besides position: lamps, doors, air and the counters of the dashboard."""
     time_s, count = columns["time_s"], len(columns["speed"])
     awake = time_s >= IGNITION_SECONDS
@@ -332,8 +395,7 @@ def _add_cabin(columns: Columns, seed: int) -> None:
     columns["locked"] = (columns["speed"] > 4).astype(np.float64)
     columns["cabin_celsius"] = 21 + 5 * np.exp(-time_s / 70)
     columns["fan_level"] = np.clip(np.ceil((columns["cabin_celsius"] - 21) * 1.2), 1, 6)
-    columns["ambient_celsius"] = AMBIENT_CELSIUS + _noise(seed, "ambient", count, 0.02)
-    columns["gps_speed"] = np.maximum(columns["speed"] + _noise(seed, "gps", count, 0.04) * (columns["speed"] > 0), 0)
-    columns["satellites"] = (14 - np.arange(count) // 1700 % 3).astype(np.float64)
+    columns["ambient_celsius"] = AMBIENT_CELSIUS + memory.noise("ambient", count, 0.02)
+    columns["gps_speed"] = np.maximum(columns["speed"] + memory.noise("gps", count, 0.04) * (columns["speed"] > 0), 0)
     columns["odometer_km"] = 48_213.4 + columns["distance_m"] / 1000
     columns["trip_km"] = columns["distance_m"] / 1000
