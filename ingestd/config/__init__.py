@@ -250,6 +250,9 @@ def _check_can(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> N
             values["fd"] = False
         for key in sorted({"name", "interface", "channel", "bitrate", "fd"} & values.get("options", {}).keys()):
             (at / "options" / key).wrong("is a key of [[can]] itself", "move it out of options")
+        for key in ("filters", "receive_buffer"):
+            if "interface" in values and key in given:
+                (at / key).wrong("is for socketcan alone", "leave it out")
         return
     channel = values.get("channel", "")
     if type(channel) is int:

@@ -197,6 +197,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
             "[[can]]\nname = 'x'\ninterface = 'pcan'\noptions = { a = [1] }",
             "can[1].options.a: must be a text, a number",
         ),
+        ("[[can]]\nname = 'x'\ninterface = 'pcan'\nfilters = ['7E8']", "can[1].filters: is for socketcan alone"),
         ("[[can]]\nname = 'can1'\nfilters = 'databases'", 'can[1].filters: "databases" needs signal databases'),
         ("[[can]]\nname = 'can1'\ndbc = 'a.dbc'", "can[1].dbc: must be a list, not a text"),
         ("[[can]]\nname = 'can1'\ndbc = [{ match = 'id' }]", "can[1].dbc[0].file: is missing"),
