@@ -60,7 +60,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {"slcan": {"timeout": 0.005}}
 class CanBus:
     """A CAN bus behind a python-can interface; `options` go to the driver as they are (`bitrate`, `fd`, …).
 
-    Counters: `link_losses`, `bus_offs`, `error_frames`, `malformed_frames` (what the driver could make no sense of).
+    Counters: `link_downs`, `bus_offs`, `error_frames`, `malformed_frames` (what the driver could make no sense of).
     """
 
     def __init__(self, name: str, interface: str, channel: str | int, **options: Any) -> None:
@@ -104,6 +104,7 @@ class _Reader:
         self._stop_ns = 0
         self._room = threading.Semaphore(WAITING_BATCHES_MAX)
         self._stamps = Stamps()
+        self._utc_offset_ns = self._stamps.utc_offset_ns  # of the batch recorded last
         self._read_any = False
         self._malformed_run = 0
         self._state_at_ns: int | None = 0  # when to ask for the state; None: the driver does not know it
@@ -248,6 +249,12 @@ class _Reader:
         if errors_count:
             self._status.count("error_frames", errors_count)
         self._recorder.frames(batch, clock)
+        was_ns, self._utc_offset_ns = self._utc_offset_ns, clock.utc_offset_ns
+        if was_ns != self._utc_offset_ns:
+            offsets = {"from_offset_ns": was_ns, "to_offset_ns": self._utc_offset_ns}
+            self._event("clock_step", int(batch.ts_ns[0]), **offsets)
+            moved_s = (self._utc_offset_ns - was_ns) / 1e9
+            _log.warning("wall clock was set source=%s seconds=%+.3f", self._source.name, moved_s)
 
     def _up(self, at_ns: int) -> None:
         was, self._status.link, self._status.reason = self._status.link, Link.OPEN, ""
@@ -256,11 +263,12 @@ class _Reader:
             _log.info("link up source=%s", self._source.name)
 
     def _down(self, reason: str, at_ns: int) -> None:
-        was, self._status.link, self._status.reason = self._status.link, Link.RETRYING, reason
-        if was is Link.OPEN:
-            self._status.count("link_losses")
+        was, said = self._status.link, self._status.reason
+        self._status.link, self._status.reason = Link.RETRYING, reason
         if was is not Link.RETRYING:
+            self._status.count("link_downs")
             self._event("link_down", at_ns, reason=reason)
+        if reason != said:
             _log.warning("link down source=%s reason=%r", self._source.name, reason)
 
     def _went_off(self, at_ns: int) -> None:
@@ -271,10 +279,10 @@ class _Reader:
 
     def _went_on(self, at_ns: int) -> None:
         self._status.reason = ""
-        self._event("bus_on", at_ns)
-        _log.info("bus on source=%s", self._source.name)
+        self._event("bus_restarted", at_ns)
+        _log.info("bus restarted source=%s", self._source.name)
 
-    def _event(self, kind: str, at_ns: int, **payload: str) -> None:
+    def _event(self, kind: str, at_ns: int, **payload: str | int) -> None:
         self._recorder.event(Event(self._source.name, kind, at_ns, payload=payload))
 
 
@@ -287,6 +295,11 @@ class Stamps:
         self._offset_ns = 0
         self._since_ns = 0
         self.begin()
+
+    @property
+    def utc_offset_ns(self) -> int:
+        """The offset that was measured last."""
+        return self._wall.now(self._offset_ns).utc_offset_ns
 
     def begin(self) -> None:
         """The adapter is opened now: nothing was received before."""
