@@ -68,7 +68,10 @@ class SocketCan:
         self.channel = channel
         self.status = SourceStatus()
         self._fd = fd
-        self._filters = filters if filters and len(filters) <= FILTERS_MAX else None
+        self._filters = filters or None
+        if filters and len(filters) > FILTERS_MAX:
+            _log.warning("more filters than the kernel takes, so none source=%s count=%d", name, len(filters))
+            self._filters = None
         self._receive_buffer_bytes = receive_buffer_bytes
         self._coalesce_s = coalesce_s
         self._read_offset = read_offset
