@@ -15,7 +15,8 @@ from ingestd import __version__
 from ingestd.cli.checking import check_command
 from ingestd.cli.console import complain, err
 from ingestd.cli.db import db_group
-from ingestd.cli.importing import demo_command, import_command
+from ingestd.cli.demo import demo_command
+from ingestd.cli.importing import import_command
 from ingestd.cli.running import run_command
 from ingestd.cli.sessions import sessions_group
 from ingestd.errors import IngestdError

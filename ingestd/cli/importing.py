@@ -1,4 +1,4 @@
-"""`ingestd import`: capture files into the database; and `ingestd demo`, which imports a simulated car."""
+"""`ingestd import`: capture files into the database."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from typing import Any
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ingestd import demo, imports
+from ingestd import imports
 from ingestd.cli.console import Listing, complain, database, dsn_option, err, json_option, out, run, share, warn
 from ingestd.cli.reading import reading, reading_options, storable
-from ingestd.cli.sessions import describe_session, print_session
-from ingestd.decode.databases import load
 from ingestd.errors import IngestdError, StoreError, StoreRejected, StoreUnavailable
 from ingestd.imports import ImportOptions, ImportSummary, import_file
-from ingestd.pipeline import Binding
-from ingestd.store import embedded
 
 
 @click.command("import")
@@ -132,24 +128,3 @@ def print_import(summary: ImportSummary, *, as_json: bool) -> None:
     for label, value in rows:
         shown.add(label, value)
     out.print(shown)
-
-
-@click.command("demo")
-@dsn_option
-def demo_command(dsn: str | None) -> None:
-    """Import two minutes of a simulated car, and show what is in the database then."""
-    dsn = database(dsn)
-    folder = embedded.data_dir().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    capture = folder / "demo.log"
-    demo.write_capture(capture)
-    bindings = [Binding(source, load(path)) for source, path in demo.databases().items()]
-    summary = import_with_progress(capture, ImportOptions(bindings, car_id="demo-car"), dsn)
-    print_import(summary, as_json=False)
-    print_session(*run(describe_session(dsn, str(summary.session_id))))
-    if embedded.running() == dsn:
-        out.print("\nThe database stays up until `ingestd db stop`.")
-    out.print(
-        "\nLook around with `ingestd db psql`, for example\n"
-        f"  SELECT channel, value_num, value_text, unit FROM latest_signals('{summary.session_id}') ORDER BY channel;"
-    )

@@ -13,6 +13,7 @@ from typing import Final
 
 BUSES: Final = ("powertrain", "body")
 GPS: Final = "gps"
+DEMO_TRACK: Final = "Airfield"
 
 
 def databases() -> dict[str, Path]:

@@ -40,6 +40,7 @@ class Simulation:
                 [sys.executable, "-m", "ingestd.demo.player", str(file.fileno()), self._buses],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,  # An order that cannot be written must not wait in a buffer for another try.
                 pass_fds=(file.fileno(),),
                 start_new_session=True,  # Ctrl-C is for the recorder, which stops us when it is done.
             )
@@ -104,7 +105,6 @@ class Simulation:
         deadline = time.monotonic() + ORDER_SECONDS_MAX
         try:
             self._process.stdin.write(letter.encode("ascii"))
-            self._process.stdin.flush()
         except BrokenPipeError as error:
             raise IngestdError("the simulated car's process has ended", "start again") from error
         while self._counts.state is not state:

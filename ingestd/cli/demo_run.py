@@ -1,0 +1,242 @@
+"""The demo: the daemon records the simulated car, and at the end the books are balanced from outside.
+
+The car counts what it sends, the journal what it received, and the database is asked what it holds. All of the daemon
+is what `ingestd run` runs, but for the signals and the log of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import logging.handlers
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ingestd.cli.console import Listing, out, run, warn
+from ingestd.cli.demo_view import Reading, View
+from ingestd.cli.running import LogLine
+from ingestd.config import Config, load_config
+from ingestd.daemon.devices import open_sources
+from ingestd.daemon.endpoints import serve
+from ingestd.daemon.service import Daemon
+from ingestd.demo import DEMO_TRACK
+from ingestd.demo.simulation import BusKind, Simulation
+from ingestd.errors import IngestdError
+from ingestd.model import Books, Link
+from ingestd.store import embedded
+from ingestd.store.watch import Watch, open_watch
+
+OPEN_SECONDS_MAX = 30.0
+ARRIVE_SECONDS_MAX = 10.0
+POLL_SECONDS = 0.02
+LOOK_SECONDS = 1.0
+LINE_SECONDS = 5.0  # how often a line is printed where nobody sees a live view
+NOTES_SHOWN = 3
+NOTES_KEPT = 20
+LOG_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What became of the frames of a source."""
+
+    source: str
+    sent: int
+    received: int
+    stored: int
+    rejected: int
+    dropped: int
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.stored
+
+    @property
+    def balanced(self) -> bool:
+        return self.sent == self.received == self.stored and self.rejected == 0 and self.dropped == 0
+
+
+def record_demo(seconds: float | None, buses: BusKind, dsn: str, folder: Path) -> None:
+    """Record the car for some seconds, or until SIGINT or SIGTERM. Raises IngestdError if the books do not balance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = _log_to(folder / "ingestd.log")
+    sys.setswitchinterval(0.001)  # As the daemon has it; see daemon/running.py.
+    with Simulation(buses) as simulation:
+        config = _configure(folder, simulation, dsn)
+        balances = run(_Demo(config, simulation, dsn, notes).run(seconds))
+    for note in notes:
+        warn(note)
+    _print_balances(balances)
+    if not all(balance.balanced for balance in balances):
+        raise IngestdError("the books do not balance", f"see {folder / 'ingestd.log'}")
+
+
+def _configure(folder: Path, simulation: Simulation, dsn: str) -> Config:
+    """Write the configuration that `ingestd run` would take, and read it."""
+    path = folder / "ingestd.toml"
+    name = json.dumps(f"demo {datetime.now(UTC):%Y-%m-%d %H:%M:%S}")
+    path.write_text(
+        "# Written by `ingestd demo`; the devices exist while it runs.\n"
+        f'[session]\nname = {name}\ncar_id = "demo-car"\ntrack = "{DEMO_TRACK}"\n\n'
+        f'[journal]\npath = "journal"\nmax_bytes = "1GiB"\n\n{simulation.configuration()}',
+        encoding="utf-8",
+    )
+    return load_config(path, dsn=dsn)
+
+
+class _Demo:
+    """One run of the daemon on the car."""
+
+    def __init__(self, config: Config, simulation: Simulation, dsn: str, notes: deque[str]) -> None:
+        self._config, self._simulation, self._dsn, self._notes = config, simulation, dsn, notes
+        self._stop = asyncio.Event()
+
+    async def run(self, seconds: float | None) -> list[Balance]:
+        """Record for some seconds, or until somebody wants it to end; then balance the books."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        async with open_watch(self._dsn) as watch:
+            daemon = Daemon(self._config, open_sources(self._config))
+            running = asyncio.create_task(daemon.run(), name="daemon")
+            running.add_done_callback(lambda _: self._stop.set())
+            try:
+                async with serve(self._config.http.listen, daemon.snapshot) as endpoints:
+                    await self._until(lambda: _all_open(daemon), OPEN_SECONDS_MAX)
+                    if not _all_open(daemon) and not self._stop.is_set():
+                        raise IngestdError(f"the car's devices cannot be opened: {_reasons(daemon)}")
+                    before = dict(daemon.books())
+                    from_ns = time.monotonic_ns()
+                    await asyncio.to_thread(self._simulation.play)
+                    listening = str(endpoints.address) if endpoints is not None and endpoints.address else None
+                    self._say_where(daemon, listening)
+                    await self._watch(daemon, watch, seconds)
+                    await self._finish(daemon, before)
+            finally:
+                daemon.stop()
+                await running
+            stored = await watch.frames(daemon.session_id, from_ns)
+            return _balances(self._simulation.sent(), before, daemon.books(), stored)
+
+    def _say_where(self, daemon: Daemon, listening: str | None) -> None:
+        places = self._simulation.places
+        devices = ", ".join(f"{name} on {place.get('channel') or place['port']}" for name, place in places.items())
+        out.print(f"car       {devices}")
+        out.print(f"metrics   {f'http://{listening}/metrics' if listening else 'not served: the address is taken'}")
+        out.print(f"config    {self._config_path}")
+        out.print(f"data      {_psql(self._dsn)}")
+        query = f"SELECT channel, value_num, unit FROM latest_signals('{daemon.session_id}') ORDER BY 1"
+        out.print(f"          {query};")
+
+    @property
+    def _config_path(self) -> Path:
+        return self._config.journal.path.parent / "ingestd.toml"
+
+    async def _watch(self, daemon: Daemon, watch: Watch, seconds: float | None) -> None:
+        """Show how it goes."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        before = time.monotonic()
+        with View(out, LINE_SECONDS) as view:
+            while not self._stop.is_set():
+                left = LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline - time.monotonic())
+                if left <= 0:
+                    return
+                await self._until(lambda: False, left)
+                now = time.monotonic()
+                reading = Reading(
+                    seconds=now - before,
+                    sent=self._simulation.sent(),
+                    snapshot=daemon.snapshot(),
+                    lag_seconds=daemon.delivery.status.lag_seconds_last if daemon.delivery else None,
+                    latest=await watch.latest(daemon.session_id),
+                    notes=list(self._notes)[-NOTES_SHOWN:],
+                )
+                view.show(reading)
+
+    async def _finish(self, daemon: Daemon, before: dict[str, Books]) -> None:
+        """The car stops, and what it sent arrives."""
+        sent = await asyncio.to_thread(self._simulation.stop)
+
+        def arrived() -> bool:
+            return all(each.received >= each.sent for each in _balances(sent, before, daemon.books(), {}))
+
+        self._stop.clear()
+        await self._until(arrived, ARRIVE_SECONDS_MAX)
+
+    async def _until(self, condition: Callable[[], bool], seconds_max: float) -> None:
+        """Wait for a condition, for the end of the daemon, or for somebody who wants it all to end."""
+        deadline = time.monotonic() + seconds_max
+        while not condition() and not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), min(left, POLL_SECONDS))
+
+
+def _all_open(daemon: Daemon) -> bool:
+    return all(source.status.link is Link.OPEN for source in daemon.sources)
+
+
+def _reasons(daemon: Daemon) -> str:
+    return "; ".join(f"{source.name}: {source.status.reason or source.status.link.value}" for source in daemon.sources)
+
+
+def _balances(
+    sent: Mapping[str, int], before: Mapping[str, Books], after: Mapping[str, Books], stored: Mapping[str, int]
+) -> list[Balance]:
+    """What this run added to the journal's books, beside what the car and the database say."""
+    nothing = Books()
+    balances = []
+    for source, sent_count in sent.items():
+        was, now = before.get(source, nothing), after.get(source, nothing)
+        balances.append(
+            Balance(
+                source=source,
+                sent=sent_count,
+                received=now.received - was.received,
+                stored=stored.get(source, 0),
+                rejected=now.rejected - was.rejected,
+                dropped=sum(now.dropped.values()) - sum(was.dropped.values()),
+            )
+        )
+    return balances
+
+
+def _print_balances(balances: list[Balance]) -> None:
+    shown = Listing("source", "sent", "received", "stored", "rejected", "lost", "")
+    for each in balances:
+        counts = (each.sent, each.received, each.stored, each.rejected, each.lost)
+        shown.add(each.source, *(f"{count:,}" for count in counts), "balanced" if each.balanced else "NOT BALANCED")
+    out.print(shown)
+
+
+def _psql(dsn: str) -> str:
+    return "ingestd db psql" if embedded.running() == dsn else "your PostgreSQL"
+
+
+def _log_to(path: Path) -> deque[str]:
+    """Send the daemon's log to a file, and what is more than news into a list for whoever watches."""
+    notes: deque[str] = deque(maxlen=NOTES_KEPT)
+    file = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=1, encoding="utf-8")
+    file.setFormatter(LogLine(for_journal=False))
+    logging.basicConfig(level=logging.INFO, handlers=[file, _Notes(notes)], force=True)
+    logging.captureWarnings(True)
+    return notes
+
+
+class _Notes(logging.Handler):
+    """Keeps warnings and worse."""
+
+    def __init__(self, notes: deque[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message, without its traceback: that is in the file."""
+        self._notes.append(record.getMessage())
