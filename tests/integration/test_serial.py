@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
+import grp
 import inspect
 import os
 import random
@@ -23,7 +25,7 @@ import uvloop
 from ingestd.clock import mono_ns
 from ingestd.framing import FRAMERS
 from ingestd.model import Clock, Event, FrameBatch, Link
-from ingestd.sources.serial import SerialPort
+from ingestd.sources.serial import SerialPort, reason
 
 SECONDS_MAX = 20.0
 
@@ -275,6 +277,25 @@ async def test_not_permitted(link: Path, device: Device) -> None:
         assert "usermod -aG" in port.status.reason
         os.chmod(device.slave_path, 0o600)  # noqa: PTH101
         await until(lambda: port.status.link is Link.OPEN, "link")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "may not be opened by this user: add it to the group"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "does not exist"),
+        (OSError(errno.EBUSY, "Device or resource busy"), "is in use by another program"),
+        (BlockingIOError(errno.EAGAIN, "Could not exclusively lock port"), "is in use by another program"),
+        (ValueError("Failed to set custom baud rate (1234567)"), "custom baud rate"),
+    ],
+)
+def test_reasons(device: Device, error: Exception, words: str) -> None:
+    """Whoever reads the status knows what to do; the group is that of the device."""
+    told = reason(device.slave_path, error)
+    assert words in told
+    assert device.slave_path in told
+    if isinstance(error, PermissionError):
+        assert f"usermod -aG {grp.getgrgid(os.stat(device.slave_path).st_gid).gr_name} " in told  # noqa: PTH116
 
 
 @on_both_loops
