@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ingestd.chunks import Placement, encode_frames, encode_signals
-from ingestd.decode.can import Counts, Decoder, MessageTable
+from ingestd.decode.can import Counts, Decoded, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
+from ingestd.decode.nmea import NmeaDecoder, RawDecoder
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
 from ingestd.model import ClockState, FrameBatch, SignalBatch
 from ingestd.store.writer import FeedBatch, Writer, utc
@@ -39,17 +40,39 @@ class Binding:
     database: SignalDatabase
 
 
-class Decoders:
-    """The decoder of each source, made when its first frame comes."""
+class FrameDecoder(Protocol):
+    """What makes signals of one source's frames."""
 
-    def __init__(self, bindings: Sequence[Binding], *, keep_not_available: bool = False) -> None:
+    def decode(self, frames: FrameBatch) -> Decoded:
+        """Decode a batch; every frame is counted once."""
+
+
+SERIAL_DECODERS: Mapping[str, Callable[[str], FrameDecoder]] = {"nmea": NmeaDecoder, "lines": RawDecoder}
+
+
+class Decoders:
+    """The decoder of each source, made when its first frame comes.
+
+    `protocols` names the protocol of every serial source; all others are CAN buses.
+    """
+
+    def __init__(
+        self,
+        bindings: Sequence[Binding],
+        *,
+        keep_not_available: bool = False,
+        protocols: Mapping[str, str] | None = None,
+    ) -> None:
         self._bindings = bindings
         self._keep_not_available = keep_not_available
+        self._protocols = protocols or {}
         self._tables: dict[tuple[int, ...], MessageTable] = {}  # by the databases, which many sources share
-        self._by_source: dict[str, Decoder] = {}
+        self._by_source: dict[str, FrameDecoder] = {}
 
-    def of(self, source: str) -> Decoder:
-        """The decoder of `source`, with the databases bound to it and those bound to all."""
+    def of(self, source: str) -> FrameDecoder:
+        """The decoder of `source`: of its protocol, or with the databases bound to it and those bound to all."""
+        if source in self._protocols and source not in self._by_source:
+            self._by_source[source] = SERIAL_DECODERS[self._protocols[source]](source)
         if source not in self._by_source:
             databases = [b.database for b in self._bindings if b.source in (None, source)]
             key = tuple(map(id, databases))

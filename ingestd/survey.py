@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ingestd.decode.can import Counts
+from ingestd.decode.can import Counts, Decoder
 from ingestd.imports import ImportOptions, feed_items
 from ingestd.model import Flag, FrameBatch
 from ingestd.pipeline import Decoders
@@ -112,6 +112,7 @@ def survey(path: Path, options: ImportOptions) -> Survey:
 
 def _add(result: Survey, known: Counter[str], batch: FrameBatch, decoders: Decoders) -> None:
     decoder = decoders.of(batch.source)
+    assert isinstance(decoder, Decoder), "captures are of CAN buses"
     decoded = decoder.decode(batch)
     result.counts.add(decoded.counts)
     result.first_ns = min(result.first_ns, int(batch.ts_ns.min()))

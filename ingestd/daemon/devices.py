@@ -1,0 +1,75 @@
+"""The sources that a configuration names. Drivers are imported where they are asked for: some take half a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ingestd.config import Can, Config, Filter, Serial
+from ingestd.decode.databases import MessageDefinition, SignalDatabase
+from ingestd.model import Source
+
+EXTENDED_FLAG = 0x8000_0000  # CAN_EFF_FLAG of linux/can.h, in an id and in a mask.
+EXTENDED_MASK = 0x1FFF_FFFF
+STANDARD_MASK = 0x7FF
+PGN_MASK, PDU1_MASK = 0x3FFFF00, 0x3FF0000  # of an id: the PGN, without the destination in PDU1 (SAE J1939-21, 5.2)
+KERNEL_FILTERS_MAX = 512  # CAN_RAW_FILTER_MAX
+
+
+def open_sources(config: Config) -> list[Source]:
+    """A source for every [[can]] and [[serial]], in the order of the file; nothing is opened yet."""
+    return [*(_can(bus) for bus in config.can), *(_serial(line) for line in config.serial)]
+
+
+def _can(bus: Can) -> Source:
+    if bus.interface == "socketcan":
+        from ingestd.sources.socketcan import SocketCan
+
+        return SocketCan(
+            bus.name,
+            str(bus.channel),
+            fd=bus.fd,
+            filters=None if isinstance(bus.filters, str) else kernel_filters(bus.filters),
+            receive_buffer_bytes=bus.receive_buffer_bytes,
+        )
+    from ingestd.sources.canbus import CanBus
+
+    options = dict(bus.options)
+    if bus.bitrate is not None:
+        options["bitrate"] = bus.bitrate
+    if bus.fd:
+        options["fd"] = True
+    return CanBus(bus.name, bus.interface, bus.channel, **options)
+
+
+def _serial(line: Serial) -> Source:
+    from ingestd.framing import FRAMERS
+    from ingestd.sources.serial import SerialPort
+
+    return SerialPort(
+        line.name, line.port, line.baudrate, FRAMERS[line.protocol](),
+        bytesize=line.bytesize, parity=line.parity, stopbits=line.stopbits,
+    )  # fmt: skip
+
+
+def kernel_filters(filters: Sequence[Filter]) -> list[tuple[int, int]]:
+    """Pairs of id and mask as CAN_RAW_FILTER takes them; standard and extended ids are told apart."""
+    return [
+        (f.id | EXTENDED_FLAG * f.extended, f.mask & (EXTENDED_MASK if f.extended else STANDARD_MASK) | EXTENDED_FLAG)
+        for f in filters
+    ]
+
+
+def database_filters(databases: Sequence[SignalDatabase]) -> list[tuple[int, int]] | None:
+    """What the databases know, for the kernel; None if it is more than the kernel can be told."""
+    messages = [message for database in databases for message in database.messages]
+    pairs = sorted({_message_filter(message) for message in messages})
+    return pairs if 0 < len(pairs) <= KERNEL_FILTERS_MAX else None
+
+
+def _message_filter(message: MessageDefinition) -> tuple[int, int]:
+    if not message.extended:
+        return message.arbitration_id, STANDARD_MASK | EXTENDED_FLAG
+    mask = EXTENDED_MASK
+    if message.by_pgn:
+        mask = PGN_MASK if (message.arbitration_id >> 16) & 0xFF >= 240 else PDU1_MASK
+    return message.arbitration_id & mask | EXTENDED_FLAG, mask | EXTENDED_FLAG

@@ -1,0 +1,91 @@
+"""Where a stretch of the journal stands in the database, and from where it is to be sent.
+
+The position in the database decides, because it moved in the transaction that stored the frames. What it may be:
+
+    no row            the database has never had this feed: sent from the beginning, or from what is acknowledged if the
+                      database is the one we know (then somebody has deleted it there, and it stays deleted)
+    as acknowledged   go on
+    further           a commit went through and we never heard of it, or died before we could note it: catch up
+    less              an older backup was restored: sent again from there, as far as the journal still has it
+    of another machine, or moved while only we could have moved it: the journal was cloned. Both copies go on, each
+    under a feed id of its own; nothing of either is lost, and what neither had acknowledged may be stored twice.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from uuid import UUID
+
+from ingestd.delivery.transactions import FeedState, Prepared
+from ingestd.journal import Stretch, StretchReader
+from ingestd.store.writer import SessionEdit, Standing
+
+
+class Finding(Enum):
+    """What comparing the database with the journal says about a feed."""
+
+    NEW = "new"
+    CONTINUE = "continue"
+    CATCH_UP = "catch_up"
+    RESTORED = "restored"
+    CLONED = "cloned"
+    DELETED = "deleted"
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far one stretch has been sent in this process."""
+
+    stretch_id: str
+    feed_id: str
+    position: int
+    acknowledged: int  # what is below is in the books already, also when it is sent again
+    state: FeedState = field(default_factory=FeedState)
+    reader: StretchReader | None = None
+    attempt: Prepared | None = None  # prepared, and not known to be committed
+    failures: int = 0  # of this attempt, with an error of the server's
+    records_max: int | None = None  # while a batch that failed is being halved …
+    halving_until: int = 0  # … up to this position
+    confirmed: bool = False  # whether its position was compared with the database since the connection was opened
+    done: bool = False  # nothing more will come of it
+
+
+def judge(cursor: Cursor, standing: Standing | None, machine_id: str, *, known: bool) -> Finding:
+    """What to do with a feed. `known`: the database has what we had last committed, so it is the one we know."""
+    if standing is None:
+        return Finding.DELETED if known and cursor.position > 0 else Finding.NEW
+    if standing.machine_id != machine_id:
+        return Finding.CLONED
+    if standing.position == cursor.position:
+        return Finding.CONTINUE
+    if standing.position < cursor.position:
+        return Finding.RESTORED
+    if cursor.attempt is not None and standing.position == cursor.attempt.batch.position_new:
+        return Finding.CATCH_UP
+    # Before the first comparison of this process: the last commit of the one before it. Afterwards nobody but a clone
+    # of this machine, with its id, moves the position.
+    return Finding.CATCH_UP if cursor.reader is None else Finding.CLONED
+
+
+def is_known(standings: Mapping[str, Standing], stretches: list[Stretch]) -> bool:
+    """Whether the database has what was acknowledged last: then it is the one that acknowledged it, and whole."""
+    acknowledged = [stretch for stretch in stretches if stretch.acknowledged > 0]
+    if not acknowledged:
+        return False
+    newest = acknowledged[-1]
+    standing = standings.get(newest.feed_id)
+    return standing is not None and standing.position >= newest.acknowledged
+
+
+def new_feed_id(stretch_id: str) -> str:
+    """Another id for a stretch whose own is used by a clone; it begins with the stretch's, for people."""
+    return f"{stretch_id}+{secrets.token_hex(4)}"
+
+
+def placeholder(session_id: UUID, boot_id: str) -> SessionEdit:
+    """A session of which no more is known yet: any edit is later than this one."""
+    return SessionEdit(session_id, boot_id, created_utc=datetime.now(UTC), updated_utc=datetime.fromtimestamp(0, UTC))

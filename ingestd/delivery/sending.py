@@ -1,0 +1,368 @@
+"""The task that empties the journal into PostgreSQL, for as long as the daemon runs.
+
+The stretch being recorded goes first, every `interval_s`; while it waits, older ones are sent, the oldest first. Every
+batch has one of three fates:
+
+    copied     and acknowledged in the journal, once the commit is known
+    kept       for as long as it takes: the database is away or in a state that an operator has to end
+    rejected   it can never go in: set aside in the journal, and the rest goes on
+
+A batch that the database refuses while it takes other writes is halved until the record at fault is alone.
+
+Limits: one connection, one transaction at a time, at most one prepared batch per stretch in memory; a batch is read
+from at most `BATCH_BYTES_MAX` of journal. Nothing here waits for ever: every await has a deadline in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ingestd.clock import mono_ns
+from ingestd.delivery.feeds import Cursor, Finding, is_known, judge, new_feed_id, placeholder
+from ingestd.delivery.transactions import FeedState, Prepared, prepare, prepare_rejected
+from ingestd.errors import FeedError, StoreError, StoreRejected, StoreUnavailable
+from ingestd.journal import Journal, Record, Stretch
+from ingestd.metrics import Histogram
+from ingestd.model import Clock, Event
+from ingestd.pipeline import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, Decoders
+from ingestd.store.faults import Cause, classify, sqlstate
+from ingestd.store.writer import Writer
+
+BATCH_BYTES_MAX = 2_000_000  # of journal: some 64,000 classic frames or more, and seconds of decoding on a small board
+OUTAGE_SECONDS = 60.0  # After this long without a database a new stretch begins, so that live data need not wait.
+FAILURES_MAX = 3  # server errors of one batch, while other writes are taken, before it is halved
+POLL_SECONDS = 0.05  # how soon a record is seen that comes after an idle time
+REPORT_SECONDS = 60.0  # how often a fault that lasts is said again
+
+QUERY_CANCELED = "57014"
+TOO_MUCH = ("53", QUERY_CANCELED)  # What a smaller batch may be spared.
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class DeliveryStatus:
+    """What the task says of itself, for metrics and for people."""
+
+    database_up: bool = False
+    trouble: str = "not connected yet"
+    commits: int = 0
+    failures: int = 0
+    signals: int = 0
+    commit_seconds: Histogram = field(default_factory=Histogram)
+    lag_seconds: Histogram = field(default_factory=Histogram)  # wire to committed, of the oldest frame of a live batch
+    lag_seconds_last: float = 0.0
+    drained_at: float = field(default_factory=time.monotonic)  # when last nothing was left to send
+
+
+class Delivery:
+    """Sends a journal. `run` is the task; `stop` makes it send what is there and then end."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        writer: Writer,
+        machine_id: str,
+        *,
+        clock: Callable[[], Clock],
+        interval_s: float,
+        store_frames: bool = True,
+    ) -> None:
+        self.status = DeliveryStatus()
+        self.decoders: Decoders | None = None  # nothing is sent before they are there
+        self._journal = journal
+        self._writer = writer
+        self._machine_id = machine_id
+        self._clock = clock
+        self._interval_s = interval_s
+        self._store_frames = store_frames
+        self._cursors: dict[str, Cursor] = {}
+        self._known: bool | None = None  # whether it is the database we know, since the connection was opened
+        self._stopping = False
+        self._down_since: float | None = time.monotonic()
+        self._reported: tuple[str, float] = ("", 0.0)
+        self._pause = RETRY_SECONDS_MIN
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self._writer}: {self.status.commits} commits>"
+
+    async def run(self, recovered: asyncio.Event) -> None:
+        """Send until told to stop, and then until nothing is left. `recovered`: the journal knows its older stretches.
+
+        Cancelling it is allowed at any time and leaves the rest in the journal; it cannot be run again after that.
+        """
+        await recovered.wait()
+        live_at = time.monotonic()
+        try:
+            while True:
+                now = time.monotonic()
+                stretch = self._next(live_due=self._stopping or now >= live_at) if self.decoders is not None else None
+                if stretch is None:
+                    if self._stopping:
+                        return
+                    await asyncio.sleep(min(max(live_at - now, 0.001), POLL_SECONDS) if live_at > now else POLL_SECONDS)
+                    continue
+                if stretch.is_current:
+                    live_at = now + self._interval_s
+                await self._try(stretch)
+        finally:
+            self._writer.terminate()
+
+    def stop(self) -> None:
+        """Let `run` end once everything is sent."""
+        self._stopping = True
+
+    def _next(self, *, live_due: bool) -> Stretch | None:
+        """The stretch to send from now: the newest if it is due, else the oldest with anything unsent."""
+        *older, newest = self._journal.stretches()
+        if live_due and self._is_unsent(newest):
+            return newest
+        stretch = next((stretch for stretch in older if self._is_unsent(stretch)), None)
+        if stretch is None and live_due:
+            self.status.drained_at = time.monotonic()
+        return stretch
+
+    def _is_unsent(self, stretch: Stretch) -> bool:
+        cursor = self._cursors.get(stretch.id)
+        if cursor is None or not cursor.confirmed:
+            # Whether the database still has what it had is only known when it was asked.
+            return stretch.last_sequence > stretch.acknowledged or not self._writer.is_open or not self._known
+        return not cursor.done and (cursor.attempt is not None or cursor.position < stretch.last_sequence)
+
+    async def _try(self, stretch: Stretch) -> None:
+        """Send one batch of a stretch, or find out why not, and wait as long as that calls for."""
+        try:
+            await self._connect()
+            cursor = self._cursor(stretch)
+            if not cursor.confirmed:
+                await self._confirm(cursor, stretch)
+            if cursor.attempt is None and not cursor.done:
+                await self._prepare(cursor, stretch)
+            if cursor.attempt is not None:
+                await self._commit(cursor, stretch)
+        except StoreError as error:
+            await self._kept(error)
+        except FeedError as error:  # Somebody else moved the position: the next comparison says what that means.
+            log.warning("%s", error)
+            self._writer.terminate()
+        except Exception as error:
+            log.exception("sending failed in an unforeseen way; the journal keeps what is not sent")
+            self._writer.terminate()
+            await self._kept(StoreError(f"unforeseen: {type(error).__name__}: {error}"))
+
+    async def _connect(self) -> None:
+        if self._writer.is_open:
+            return
+        self._known = None
+        for cursor in self._cursors.values():
+            cursor.confirmed = cursor.done = False
+        await self._writer.open()
+        stretches = self._journal.stretches()
+        standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
+        self._known = is_known(standings, stretches)
+        if not self._reported[0]:
+            self.status.database_up, self.status.trouble = True, ""
+        if self._down_since is not None and time.monotonic() - self._down_since >= OUTAGE_SECONDS:
+            self._down_since = time.monotonic()  # One stretch an outage, should the first commits fail, too.
+            if stretches[-1].last_sequence > stretches[-1].acknowledged:
+                self._journal.begin_stretch()
+
+    def _cursor(self, stretch: Stretch) -> Cursor:
+        if stretch.id not in self._cursors:
+            self._cursors[stretch.id] = Cursor(
+                stretch.id, stretch.feed_id, stretch.acknowledged, acknowledged=stretch.acknowledged
+            )
+        cursor = self._cursors[stretch.id]
+        self._writer.feed_id = cursor.feed_id
+        return cursor
+
+    async def _confirm(self, cursor: Cursor, stretch: Stretch) -> None:
+        """Compare the cursor with the database, and act on what is found."""
+        standing = (await self._writer.standings([cursor.feed_id])).get(cursor.feed_id)
+        finding = judge(cursor, standing, self._machine_id, known=bool(self._known))
+        log.debug("feed %s: %s", cursor.feed_id, finding.value)
+        if finding is Finding.CATCH_UP and cursor.attempt is not None:
+            self._settle(cursor, cursor.attempt)
+        elif finding is Finding.CATCH_UP:
+            assert standing is not None, "there is something to catch up with"
+            await self._catch_up(cursor, standing.position)
+        elif finding is Finding.DELETED and cursor.position >= stretch.last_sequence and not stretch.is_current:
+            cursor.done = True
+        elif finding in (Finding.NEW, Finding.RESTORED, Finding.CLONED, Finding.DELETED):
+            await self._begin_again(cursor, stretch, finding, standing.position if standing else 0)
+        if standing is not None and finding is not Finding.CLONED and cursor.reader is None:
+            cursor.state = FeedState.load(standing.decoder_state)
+        if cursor.reader is None:
+            cursor.reader = self._journal.reader(cursor.stretch_id, cursor.position)
+        cursor.confirmed = True
+
+    async def _begin_again(self, cursor: Cursor, stretch: Stretch, finding: Finding, position: int) -> None:
+        """Start sending from where the database needs it: anew, from its position, or under another feed id."""
+        if finding is Finding.CLONED:
+            cursor.feed_id = self._writer.feed_id = new_feed_id(cursor.stretch_id)
+            self._journal.assign_feed(cursor.stretch_id, cursor.feed_id, cursor.position)
+            position = cursor.position
+            log.warning("the journal was cloned: stretch %s goes on as feed %s", cursor.stretch_id, cursor.feed_id)
+        elif finding is Finding.DELETED:
+            position = cursor.acknowledged
+        if finding is not Finding.RESTORED:
+            session = placeholder(stretch.session_id, stretch.boot_id)
+            await self._writer.begin(session, cursor.feed_id, position, self._machine_id)
+        if position < cursor.acknowledged or finding is Finding.RESTORED:
+            self._journal.append_event(
+                Event("", "database_restored", mono_ns(), cursor.feed_id, {"from": position, "to": cursor.position}),
+                self._clock(),
+            )
+            log.warning("the database lacks what it had: stretch %s is sent again from %d", cursor.stretch_id, position)
+        if finding is not Finding.CLONED:
+            cursor.state = FeedState()
+        cursor.position, cursor.attempt, cursor.reader = position, None, None
+
+    async def _catch_up(self, cursor: Cursor, position: int) -> None:
+        """Note in the books what was committed without our hearing of it."""
+        reader = self._journal.reader(cursor.stretch_id, cursor.position)
+        while cursor.position < position:
+            result = await asyncio.to_thread(reader.read, BATCH_BYTES_MAX)
+            records = [record for record in result.records if record.sequence <= position]
+            if not records:
+                break  # A power cut took what the database has.
+            counts: Counter[str] = Counter()
+            for record in records:
+                counts[record.source] += record.frames_count
+            cursor.position = cursor.acknowledged = records[-1].sequence
+            self._journal.acknowledge(cursor.stretch_id, cursor.position, counts, {}, result.lost)
+        cursor.position = max(cursor.position, position)
+
+    async def _prepare(self, cursor: Cursor, stretch: Stretch) -> None:
+        """Read and decode the next batch."""
+        assert cursor.reader is not None
+        assert self.decoders is not None
+        try:
+            result = await asyncio.to_thread(cursor.reader.read, BATCH_BYTES_MAX)
+            records = result.records
+            if not records:
+                cursor.done = not stretch.is_current
+                return
+            if cursor.records_max is not None and len(records) > cursor.records_max:
+                records = records[: cursor.records_max]
+                cursor.reader.rewind(records[-1].sequence)
+            cursor.attempt = await asyncio.to_thread(
+                prepare,
+                records,
+                result.lost,
+                cursor.state,
+                self.decoders,
+                position=cursor.position,
+                completed=not stretch.is_current and records[-1].sequence >= stretch.last_sequence,
+                store_frames=self._store_frames,
+            )
+        except Exception:
+            cursor.reader.rewind(cursor.position)  # What was read and not prepared must be read again.
+            raise
+        cursor.failures = 0
+
+    async def _commit(self, cursor: Cursor, stretch: Stretch) -> None:
+        attempt = cursor.attempt
+        assert attempt is not None
+        started = time.monotonic()
+        try:
+            await self._writer.commit(attempt.batch)
+        except StoreError as error:
+            if not await self._is_at_fault(cursor, error):
+                raise
+            self._halve(cursor, attempt, error)
+            return
+        self._settle(cursor, attempt)
+        self._committed()
+        self.status.commits += 1
+        self.status.signals += attempt.signals_count
+        self.status.commit_seconds.observe(time.monotonic() - started)
+        if stretch.is_current and attempt.oldest_ns is not None:
+            self.status.lag_seconds_last = (mono_ns() - attempt.oldest_ns) / 1e9
+            self.status.lag_seconds.observe(self.status.lag_seconds_last)
+
+    def _committed(self) -> None:
+        """The database takes what we have."""
+        self._pause = RETRY_SECONDS_MIN
+        if self._down_since is not None:
+            log.info("the database takes data outage_seconds=%.1f", time.monotonic() - self._down_since)
+        self._down_since, self._reported = None, ("", 0.0)
+        self.status.database_up, self.status.trouble = True, ""
+
+    def _settle(self, cursor: Cursor, attempt: Prepared) -> None:
+        """The attempt is committed: note it in the journal's books, unless it was sent for the second time."""
+        position = attempt.batch.position_new
+        if position > cursor.acknowledged:
+            counts: Counter[str] = Counter()
+            for record in attempt.records:
+                if record.sequence > cursor.acknowledged:
+                    counts[record.source] += record.frames_count
+            nothing: Counter[str] = Counter()
+            committed, refused = (nothing, counts) if attempt.is_rejected else (counts, nothing)
+            self._journal.acknowledge(cursor.stretch_id, position, committed, refused, attempt.dropped)
+            cursor.acknowledged = position
+        cursor.position, cursor.state, cursor.attempt = position, attempt.state, None
+        if position >= cursor.halving_until:
+            cursor.records_max = None
+        if attempt.batch.completed:
+            cursor.done = True
+
+    async def _is_at_fault(self, cursor: Cursor, error: StoreError) -> bool:
+        """Whether this batch itself is what the database cannot take.
+
+        What passes by itself, and what lasts until an operator acts, is nobody's fault; only a large batch may be too
+        large for a server that is short of something, and only then is it tried in halves.
+        """
+        if isinstance(error, StoreRejected):
+            return True
+        state = sqlstate(error.__cause__) if error.__cause__ is not None else None
+        if state is None or error.__cause__ is None or cursor.attempt is None:
+            return False
+        cause, alone = classify(error.__cause__).cause, len(cursor.attempt.records) == 1
+        if cause is Cause.STATE or (cause is Cause.TRANSIENT and (alone or not state.startswith(TOO_MUCH))):
+            return False
+        cursor.failures += 1
+        if state == QUERY_CANCELED:
+            return True
+        return cursor.failures >= FAILURES_MAX and await self._writer.takes_writes()
+
+    def _halve(self, cursor: Cursor, attempt: Prepared, error: StoreError) -> None:
+        """Try again with half of the batch; a record that is alone is rejected."""
+        self.status.failures += 1
+        if len(attempt.records) > 1:
+            cursor.records_max = len(attempt.records) // 2
+            cursor.halving_until = max(cursor.halving_until, attempt.batch.position_new)
+            cursor.attempt = None
+            assert cursor.reader is not None
+            cursor.reader.rewind(cursor.position)
+            log.warning("refused as a whole, tried in halves records=%d: %s", len(attempt.records), error)
+            return
+        record: Record = attempt.records[0]
+        self._journal.reject(record, str(error))
+        log.error(
+            "rejected for good stretch=%s record=%d source=%s frames=%d: %s (`ingestd journal export --rejected`)",
+            cursor.stretch_id, record.sequence, record.source, record.frames_count, error,
+        )  # fmt: skip
+        cursor.attempt = prepare_rejected(
+            record, cursor.state, position=cursor.position, completed=attempt.batch.completed
+        )
+
+    async def _kept(self, error: StoreError) -> None:
+        """Say once what is wrong, wait, and try again: for ever."""
+        self.status.failures += 1
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+        self.status.database_up, self.status.trouble = False, str(error)
+        said, at = self._reported
+        if str(error) != said or time.monotonic() - at > REPORT_SECONDS:
+            self._reported = (str(error), time.monotonic())
+            level = logging.WARNING if isinstance(error, StoreUnavailable) else logging.ERROR
+            log.log(level, "kept in the journal until the database takes it: %s", error)
+        await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+        self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)
