@@ -108,9 +108,9 @@ class Delivery:
                         return
                     await asyncio.sleep(min(max(live_at - now, 0.001), POLL_SECONDS) if live_at > now else POLL_SECONDS)
                     continue
-                if stretch.is_current:
-                    live_at = now + self._interval_s
                 await self._try(stretch)
+                if stretch.is_current and not self._is_urgent(stretch):
+                    live_at = now + self._interval_s
         finally:
             self._writer.terminate()
 
@@ -134,6 +134,11 @@ class Delivery:
             # Whether the database still has what it had is only known when it was asked.
             return stretch.last_sequence > stretch.acknowledged or not self._writer.is_open or not self._known
         return not cursor.done and (cursor.attempt is not None or cursor.position < stretch.last_sequence)
+
+    def _is_urgent(self, stretch: Stretch) -> bool:
+        """Whether a batch was refused and is being halved: that is not to take as many intervals as halvings."""
+        cursor = self._cursors.get(stretch.id)
+        return cursor is not None and cursor.records_max is not None
 
     async def _try(self, stretch: Stretch) -> None:
         """Send one batch of a stretch, or find out why not, and wait as long as that calls for."""
@@ -310,6 +315,8 @@ class Delivery:
         cursor.position, cursor.state, cursor.attempt = position, attempt.state, None
         if position >= cursor.halving_until:
             cursor.records_max = None
+        elif cursor.records_max is not None:
+            cursor.records_max *= 2  # The one at fault is past, or comes later: find it as fast as before.
         if attempt.batch.completed:
             cursor.done = True
 

@@ -1,0 +1,163 @@
+"""A daemon under test: its configuration, its process, its devices, and what the journal and SQL hold afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tty
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+
+from ingestd.journal import Kind, Record
+from ingestd.journal.segment import list_folder, read_segment
+
+SECONDS_MAX = 60.0
+
+# The daemon as on another machine; the id of the machine it runs on is the system's.
+OTHER_MACHINE = """
+import sys
+import ingestd.daemon.service
+machine = sys.argv.pop(1)
+ingestd.daemon.service.machine_id = lambda: machine
+from ingestd.cli import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+class Instrument:
+    """A serial device that says a numbered line again and again, on a pty behind a link as udev would make it."""
+
+    def __init__(self, link: Path, pause_s: float = 0.002) -> None:
+        self.link = link
+        self.pause_s = pause_s
+        self.sent = 0
+        self._master, self._slave = pty.openpty()
+        tty.setraw(self._slave)
+        os.set_blocking(self._master, False)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.ttyname(self._slave))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._talk, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _talk(self) -> None:
+        for number in itertools.count():
+            line = f"n={number}\n".encode()
+            while line and not self._stop.is_set():
+                with contextlib.suppress(BlockingIOError):
+                    line = line[os.write(self._master, line) :]
+                if line:
+                    time.sleep(0.01)  # Nobody reads: on a real wire it would be lost; here it waits.
+            if line or self._stop.wait(self.pause_s):
+                return
+            self.sent = number + 1
+
+    def stop(self) -> int:
+        """How many lines were sent in all."""
+        self._stop.set()
+        self._thread.join(SECONDS_MAX)
+        return self.sent
+
+    def close(self) -> None:
+        self.stop()
+        os.close(self._master)
+        os.close(self._slave)
+
+
+class Recorder:
+    """`ingestd run` in a process of its own, with a journal that outlives it."""
+
+    def __init__(self, folder: Path, dsn: str, sources: str, *, settings: str = "", machine: str = "") -> None:
+        self.folder = folder
+        self.machine = machine
+        self.journal = folder / "journal"
+        self.config = folder / "ingestd.toml"
+        self.log_path = folder / "log"
+        self.config.write_text(
+            f'[database]\ndsn = "{dsn}"\n[journal]\npath = "{self.journal}"\n[batch]\ninterval = "100ms"\n'
+            f'[http]\nlisten = "127.0.0.1:0"\n{settings}\n{sources}\n'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = ["-c", OTHER_MACHINE, self.machine] if self.machine else ["-m", "ingestd"]
+        command = [sys.executable, *program, "run", "-c", str(self.config)]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def log(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def wait_for(self, text: str, *, after: int = 0, seconds: float = SECONDS_MAX) -> None:
+        """Until the log says something."""
+        wait_until(lambda: text in self.log()[after:], f"{text!r} in the log", seconds, self.log)
+
+    def stop(self) -> str:
+        """SIGTERM, and what the log says of the whole run."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(SECONDS_MAX) == 0, self.log()
+        self.process = None
+        return self.log()
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.kill()
+
+    def journalled(self) -> Counter[tuple[str, int, str]]:
+        """Source, stamp and payload of every frame in the journal."""
+        found: Counter[tuple[str, int, str]] = Counter()
+        segments = [name.path for name in list_folder(self.journal)[0] if name.number and not name.rejected]
+        for record in (record for path in segments for record in read_segment(path)):
+            assert isinstance(record, Record), f"damage: {record}"
+            if record.kind is Kind.FRAMES:
+                frames = record.frames()
+                for row in range(len(frames)):
+                    payload = bytes(frames.data[row, : frames.length[row]])
+                    found[frames.source, int(frames.ts_ns[row]), payload.hex()] += 1
+        return found
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str, seconds: float = SECONDS_MAX, more: Callable[[], str] = str
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {seconds} s\n{more()}"
+        time.sleep(0.02)
+
+
+def stored(dsn: str) -> Counter[tuple[str, int, str]]:
+    """Source, stamp and payload of every frame in SQL."""
+
+    async def fetch() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await connection.fetch(
+                "SELECT payload_json ->> 'source', ts_mono_ns, coalesce(payload_json ->> 'data',"
+                " encode(convert_to(payload_json ->> 'text', 'UTF8'), 'hex')) FROM frames"
+            )
+        finally:
+            await connection.close()
+
+    return Counter(tuple(row) for row in asyncio.run(fetch()))
