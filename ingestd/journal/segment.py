@@ -1,0 +1,235 @@
+"""Segments: the files of a journal, each a header and then records to where the last one ends.
+
+`NNNNNNNN.journal` holds records of a stretch, `rejected-NNNNNNNN.journal` those that PostgreSQL can never take,
+`damaged-NNNNNNNN-OFFSET` bytes of a segment that were no record. Numbers only go up. A segment is allocated whole
+before it is used, so that a disk that fills up is noticed then and not in the middle of a frame.
+
+Limits: the header takes `HEADER_BYTES`; the id of a machine at most `MACHINE_BYTES_MAX` of UTF-8.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from ingestd.errors import IngestdError
+from ingestd.journal.record import Kind, Origin, Record, any_set, walk
+
+MAGIC = b"INGESTDJ"
+VERSION = 1
+HEADER_BYTES = 256
+MACHINE_BYTES_MAX = 64
+
+# magic, CRC-32 of the rest up to ENDED_AT, version, bytes of the machine id,
+# segment, stretch id, ordinal in the stretch, boot id, session id, first sequence, machine id
+_HEADER = struct.Struct("<8sIHHQ16sI16s16sQ64s")
+_CHECKED_FROM = 12
+_ENDED = struct.Struct("<4sIQ")  # magic, CRC-32 of the last sequence, last sequence; written in place by a clean end
+_ENDED_MAGIC = b"ENDD"
+ENDED_AT = HEADER_BYTES - _ENDED.size
+
+_NAME = re.compile(r"(rejected-)?(\d{8,})\.journal")
+_ASIDE = re.compile(r"damaged-\d+-\d+")
+
+
+class Unreadable(IngestdError):
+    """A file of the journal's folder is no segment that this version can read; it is left as it is."""
+
+
+class DamagedHeader(Unreadable):
+    """A segment's header is not as it was written, and no record in it says what it said."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the header of {name} is damaged", "its records cannot be told apart; the file is kept")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """What the first bytes of a segment say."""
+
+    number: int
+    stretch: bytes
+    ordinal: int  # of the segment in its stretch, from 1
+    origin: Origin  # of its first record
+    sequence_first: int  # of the first numbered record in it, or of the next one if there is none
+    machine_id: str
+    ended: bool = False
+
+    @property
+    def stretch_id(self) -> str:
+        """The stretch as people and feeds know it."""
+        return self.stretch.hex()
+
+    def pack(self) -> bytes:
+        """The bytes of a header, without the mark of a clean end."""
+        machine = self.machine_id.encode()
+        packed = _HEADER.pack(
+            MAGIC, 0, VERSION, len(machine), self.number, self.stretch, self.ordinal,
+            self.origin.boot, self.origin.session, self.sequence_first, machine,
+        ).ljust(ENDED_AT, b"\0")  # fmt: skip
+        checksum = crc32(packed[_CHECKED_FROM:])
+        return (packed[:8] + struct.pack("<I", checksum) + packed[_CHECKED_FROM:]).ljust(HEADER_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes, name: str) -> SegmentHeader:
+        """Raises Unreadable, also for a version that is newer than this program."""
+        if len(data) < HEADER_BYTES or data[:8] != MAGIC:
+            raise DamagedHeader(name)
+        (_, checksum, version, machine_bytes, number, stretch, ordinal, boot, session, first, machine) = (
+            _HEADER.unpack_from(data)
+        )
+        if version > VERSION:
+            raise Unreadable(
+                f"{name} has format version {version}, this ingestd knows {VERSION}",
+                "the file is kept: a newer ingestd can send it",
+            )
+        if crc32(data[_CHECKED_FROM:ENDED_AT]) != checksum or machine_bytes > MACHINE_BYTES_MAX:
+            raise DamagedHeader(name)
+        mark, mark_checksum, sequence = _ENDED.unpack_from(data, ENDED_AT)
+        ended = mark == _ENDED_MAGIC and crc32(struct.pack("<Q", sequence)) == mark_checksum
+        machine_id = machine[:machine_bytes].decode("utf-8", "replace")
+        return cls(number, stretch, ordinal, Origin(session, boot), first, machine_id, ended)
+
+
+def pack_ended(sequence_last: int) -> bytes:
+    """The mark of a clean end, to be written at `ENDED_AT`."""
+    return _ENDED.pack(_ENDED_MAGIC, crc32(struct.pack("<Q", sequence_last)), sequence_last)
+
+
+def segment_name(number: int, *, rejected: bool = False) -> str:
+    """The name of a segment's file."""
+    return f"{'rejected-' if rejected else ''}{number:08d}.journal"
+
+
+class Name(NamedTuple):
+    """A file in the folder: a segment, a file of rejected records, or (number 0) bytes kept aside."""
+
+    path: Path
+    number: int
+    rejected: bool
+    bytes: int
+
+
+def list_folder(folder: Path) -> tuple[list[Name], list[str]]:
+    """The journal's files, by number, and the names of files that are not its own."""
+    ours, foreign = [], []
+    for entry in os.scandir(folder):
+        try:
+            size = entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
+        if match := _NAME.fullmatch(entry.name):
+            ours.append(Name(Path(entry.path), int(match[2]), bool(match[1]), size))
+        elif _ASIDE.fullmatch(entry.name):
+            ours.append(Name(Path(entry.path), 0, False, size))
+        elif entry.name != "lock":
+            foreign.append(entry.name)
+    return sorted(ours, key=lambda name: name.number), sorted(foreign)
+
+
+def read_header(path: Path) -> SegmentHeader | None:
+    """The header of a segment, or None if it was allocated and never used. Raises Unreadable."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(HEADER_BYTES)
+            if any_set(data):
+                header = SegmentHeader.unpack(data, path.name)
+            elif any_set(file.read()):
+                raise DamagedHeader(path.name)
+            else:
+                return None
+    except DamagedHeader:
+        header = _rebuild(path)
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
+    match = _NAME.fullmatch(path.name)
+    if match is None or int(match[2]) != header.number:
+        raise Unreadable(f"{path.name} is a copy of segment {header.number}", "it is left alone; move it elsewhere")
+    return header
+
+
+def _rebuild(path: Path) -> SegmentHeader:
+    """The header as the STATE record behind it repeats it. Raises DamagedHeader, OSError."""
+    for item in read_segment(path):
+        if isinstance(item, Record) and item.kind is Kind.STATE and "segment" in (state := item.json()):
+            says = state["segment"]
+            stretch = bytes.fromhex(says["stretch"])
+            return SegmentHeader(
+                says["number"], stretch, says["ordinal"], item.origin, says["sequence_first"], says["machine_id"]
+            )
+    raise DamagedHeader(path.name)
+
+
+class Damage(NamedTuple):
+    """Bytes of a segment that are no record."""
+
+    path: Path
+    offset: int
+    data: bytes
+    at_end: bool  # nothing that can be read follows: in the last segment of a stretch, what a power cut leaves
+
+    def __str__(self) -> str:
+        return f"{self.path.name} at {self.offset}: {len(self.data)} bytes"
+
+
+def read_segment(path: Path, start: int = HEADER_BYTES, end: int | None = None) -> Iterator[Record | Damage]:
+    """The records of a segment from `start`, and what lies between them. Raises OSError, at once.
+
+    Without `end` the file is read to where its records end. All of it is in memory while its records are.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read() if end is None else file.read(end - start)
+    return _items(path, start, data)
+
+
+def _items(path: Path, start: int, data: bytes) -> Iterator[Record | Damage]:
+    for item in walk(data):
+        if isinstance(item, Record):
+            yield item
+        else:
+            at_end, hole = item.end == len(data), data[item.start : item.end]
+            yield Damage(path, start + item.start, hole.rstrip(b"\0") if at_end else hole, at_end)
+
+
+def allocate(path: Path, size: int) -> int:
+    """A new file with that many bytes set aside for it, open for writing. Raises OSError; then there is no file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+    try:
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            os.ftruncate(descriptor, size)  # A file system that cannot: then a full disk shows when it is written.
+    except OSError:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        raise
+    return descriptor
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data`, however little the kernel takes at a time. Raises OSError."""
+    written = os.pwrite(descriptor, data, offset)
+    while written < len(data):
+        more = os.pwrite(descriptor, memoryview(data)[written:], offset + written)
+        if not more:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += more
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names durable: files made and removed. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
