@@ -12,7 +12,7 @@ INPUTS := pyproject.toml constraints.txt
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
-run: $(VENV)/.installed-run ## install, start the embedded PostgreSQL, import the demo drive, show what is stored
+run: $(VENV)/.installed-run ## install, start the embedded PostgreSQL, record a simulated car live until Ctrl-C
 	$(BIN)/ingestd demo
 
 test: check ## everything: the checks and all tests
