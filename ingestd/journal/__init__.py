@@ -13,14 +13,16 @@ docs/journal-format.md describes the files. What it promises:
 What it does not: it cannot tell a frame that was torn off by a power cut from one that never came, nor notice damage
 in what nobody reads (`ingestd journal verify` reads everything).
 
-The files of this package, in the order of the way of a frame: `record` is the format of records, `segment` of files;
-`log` appends them, `losses` holds what could not be, `ledger` keeps the books, `shelf` knows the files, `room` keeps
-them within the budget, `reader` reads back, `recovery` finds out what earlier runs left.
+The files of this package, in the order of the way of a frame: `journal` is the face of it; `log` appends,
+`losses` holds what could not be, `record` is the format of records and `segment` of files, `shelf` knows the files,
+`room` keeps them within the budget, `ledger` keeps the books, `reader` reads back, `recovery` finds out what earlier
+runs left, `holder` is the lock.
 """
 
 from __future__ import annotations
 
-from ingestd.journal.log import Journal, LastSession, Recovery, SessionInfo, Stretch
+from ingestd.journal.journal import Journal, LastSession, Recovery, Stretch
+from ingestd.journal.log import SessionInfo
 from ingestd.journal.reader import ReadResult, StretchReader
 from ingestd.journal.record import Kind, Record, merge
 

@@ -20,7 +20,7 @@ from ingestd.journal.recovery import Segment
 from ingestd.journal.segment import HEADER_BYTES, Damage, read_segment
 
 if TYPE_CHECKING:
-    from ingestd.journal.log import Journal
+    from ingestd.journal.log import Log
 
 
 @dataclass(slots=True)
@@ -34,8 +34,8 @@ class ReadResult:
 class StretchReader:
     """Where in a stretch its sending is. Made by `Journal.reader`."""
 
-    def __init__(self, journal: Journal, stretch_id: str, after: int) -> None:
-        self._journal = journal
+    def __init__(self, log: Log, stretch_id: str, after: int) -> None:
+        self._log = log
         self._stretch_id = stretch_id
         self._after = after
         self._known_removed = -1
@@ -52,31 +52,32 @@ class StretchReader:
     def read(self, bytes_max: int) -> ReadResult:
         """The next records: some `bytes_max` of them, at least one if there is any; none means there is none now."""
         while True:
-            with self._journal.lock:
-                account = self._journal.ledger.stretches.get(self._stretch_id)
+            with self._log.lock:
+                account = self._log.ledger.stretches.get(self._stretch_id)
                 if account is None:
                     return ReadResult()
                 if account.removed_through != self._known_removed:
                     self._begin(self._after)
                 removed_through, segments = account.removed_through, self._segments()
+                has_ended = account is not self._log.stretch
             after = self._after
             result, reads = self._collect(account, segments, bytes_max)
-            with self._journal.lock:
+            with self._log.lock:
                 if account.removed_through != removed_through:
                     self._after = after  # Some of this was removed and counted meanwhile.
                     continue
                 account.reads.extend(read for read in reads if read.sequence > account.read_through)
                 account.read_through = max(account.read_through, self._sequence)
-                if not result.records and account is not self._journal.stretch:
-                    self._journal.settle_end(account, self._expected + self._ahead, self._sequence)
+                if not result.records and has_ended:
+                    self._log.settle_end(account, self._expected + self._ahead, self._sequence)
             return result
 
     def _begin(self, after: int) -> None:
         """Set out from a position: at the last one whose counts are known, if that comes before it."""
-        with self._journal.lock:
-            account = self._journal.ledger.stretches.get(self._stretch_id)
+        with self._log.lock:
+            account = self._log.ledger.stretches.get(self._stretch_id)
             if account is None:
-                account = StretchAccount(self._stretch_id, self._journal.stretch.origin, "")
+                account = StretchAccount(self._stretch_id, self._log.stretch.origin, "")
             while account.reads and account.reads[-1].sequence > after:
                 account.reads.pop()
             self._floor = account.acknowledged
@@ -90,8 +91,12 @@ class StretchReader:
             self._items: Iterator[Record | Damage] = iter(())
             self._number, self._end = 0, 0
 
+    def _note_damage(self, damage: Damage) -> None:
+        with self._log.lock:
+            self._log.shelf.note_damage(damage)
+
     def _segments(self) -> list[Segment]:
-        return list(self._journal.shelf.by_stretch.get(self._stretch_id, ()))
+        return list(self._log.shelf.by_stretch.get(self._stretch_id, ()))
 
     def _collect(
         self, account: StretchAccount, segments: list[Segment], bytes_max: int
@@ -107,7 +112,7 @@ class StretchReader:
             if isinstance(item, Damage):
                 is_last = not segments or item.path == segments[-1].path
                 if not (item.at_end and is_last):
-                    self._journal.note_damage(item)
+                    self._note_damage(item)
                 continue
             if not item.kind.is_numbered or item.sequence <= self._sequence:
                 continue

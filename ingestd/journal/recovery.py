@@ -86,6 +86,8 @@ def take_stock(folder: Path, before: int | None = None) -> Stock:
             _apply(stock, segment, None)
     stock.removed = [each.path for each in stock.segments if each.number in stock.ledger.removing]
     stock.segments = [each for each in stock.segments if each.number not in stock.ledger.removing]
+    for segment in stock.segments:
+        _account(stock.ledger, segment.header)  # Also of one in which nothing can be read.
     first_number = {each.header.stretch_id: each.number for each in reversed(stock.segments)}
     accounts = sorted(stock.ledger.stretches.values(), key=lambda account: first_number.get(account.id, 0))
     stock.ledger.stretches = {account.id: account for account in accounts}
@@ -96,7 +98,7 @@ def _newest_state(stock: Stock) -> tuple[int, int | None]:
     """The index of the segment with the newest whole STATE, and which of its records that begins with."""
     for index in reversed(range(len(stock.segments))):
         found, begin, parts = None, 0, 0
-        for ordinal, item in enumerate(_items(stock, stock.segments[index])):
+        for ordinal, item in enumerate(_items(stock, stock.segments[index]) or ()):
             if not isinstance(item, Record) or item.kind is not Kind.STATE:
                 parts = 0
                 continue
@@ -109,21 +111,23 @@ def _newest_state(stock: Stock) -> tuple[int, int | None]:
     return 0, None
 
 
-def _items(stock: Stock, segment: Segment) -> list[Record | Damage]:
+def _items(stock: Stock, segment: Segment) -> list[Record | Damage] | None:
     try:
         return list(read_segment(segment.path))
     except OSError as error:
         warning = f"{segment.path.name} cannot be read: {error.strerror}"
         if warning not in stock.warnings:
             stock.warnings.append(warning)
-        return []
+        return None
 
 
 def _apply(stock: Stock, segment: Segment, state_at: int | None) -> None:
     """Apply the segment's records, from the STATE at `state_at` on if there is one; others repeat what is known."""
     ledger, end = stock.ledger, HEADER_BYTES
+    if (items := _items(stock, segment)) is None:
+        return
     in_state = False
-    for ordinal, item in enumerate(_items(stock, segment)):
+    for ordinal, item in enumerate(items):
         if isinstance(item, Damage):
             end += len(item.data)
             if stock.is_torn_end(item):

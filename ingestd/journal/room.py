@@ -25,7 +25,7 @@ from ingestd.journal.segment import read_segment, segment_name, sync_folder
 from ingestd.model import Clock
 
 if TYPE_CHECKING:
-    from ingestd.journal.log import Journal
+    from ingestd.journal.log import Log
 
 STRETCHES_KEPT_MAX = 64  # Done with, and kept only to be sent again; every one of them is in every STATE.
 
@@ -42,132 +42,141 @@ class _Piece:
 
 
 class Room:
-    """Makes room in a journal."""
+    """Makes room in a log."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, log: Log, max_bytes: int, when_full: str) -> None:
+        self.max_bytes = max_bytes
+        self._log = log
+        self._drops_oldest = when_full == "drop-oldest"
+        self._is_full = False  # Data were refused; `prepare` will look whether that is over.
         self._next: tuple[int, int] | None = None  # number and descriptor of a segment allocated ahead
-        self.names_changed = True
+        self._names_changed = True
         self._is_removing = False
 
     def take_segment(self, *, is_data: bool) -> tuple[int, int, bool] | None:
         """Number and descriptor of an empty segment, and whether it is the reserve; None if there is no room.
 
-        Called under the journal's lock. Raises OSError. Removes something itself only if more came than `prepare`, in
+        Called under the lock. Raises OSError. Removes something itself only if more came than `prepare`, in
         its thread, could make room for.
         """
-        journal = self._journal
+        log = self._log
         if self._next is not None:
             (number, descriptor), self._next = self._next, None
             return number, descriptor, False
+        if is_data and self._is_full:
+            return None
         while self._lacking() > 0 and self._remove_acknowledged():
             pass
-        if journal.when_full == "drop-oldest" and not self._is_removing:
-            while self._excess(journal.segment_bytes) > 0 and (victim := self._victim()) is not None:
+        if self._drops_oldest and not self._is_removing:
+            while self._excess(log.shelf.segment_bytes) > 0 and (victim := self._victim()) is not None:
                 self._remove_unsent(victim, self._measure(victim))
-        is_reserve = journal.when_full == "drop-newest" and self._lacking() > 0
-        if self._excess(journal.segment_bytes) > 0 or (is_data and is_reserve):
+        is_reserve = not self._drops_oldest and self._lacking() > 0
+        if self._excess(log.shelf.segment_bytes) > 0 or (is_data and is_reserve):
+            self._is_full = is_data
             return None
-        number = journal.shelf.next_number()
-        descriptor = journal.shelf.allocate(number)
-        journal.shelf.note_allocated(number)
-        self.names_changed = True
+        number = log.shelf.next_number()
+        descriptor = log.shelf.allocate(number)
+        log.shelf.note_allocated(number)
+        self._names_changed = True
         return number, descriptor, is_reserve
 
     def _excess(self, more: int) -> int:
         """By how much the budget would be exceeded."""
-        return self._journal.shelf.bytes_used + more - self._journal.max_bytes
+        return self._log.shelf.bytes_used + more - self.max_bytes
 
     def _lacking(self) -> int:
         """Bytes to be removed until another segment fits beside the reserve."""
-        return self._excess(2 * self._journal.segment_bytes)
+        return self._excess(2 * self._log.shelf.segment_bytes)
 
     def prepare(self) -> None:
         """Make room for the next segment and allocate it. In a thread, without the lock; never raises."""
-        journal = self._journal
+        log = self._log
         try:
             self._keep_few_stretches()
             while self._next is None:
-                with journal.lock:
+                with log.lock:
                     while self._lacking() > 0 and (self._remove_acknowledged() or self._remove_aside()):
                         pass
                     has_room = self._lacking() <= 0
-                    victim = self._victim() if journal.when_full == "drop-oldest" else None
+                    victim = self._victim() if self._drops_oldest else None
                 if has_room:
                     self._allocate()
                 elif victim is not None:
                     pieces = self._measure(victim)
-                    with journal.lock:
-                        if journal.shelf.segments.get(victim.number) is victim:
+                    with log.lock:
+                        if log.shelf.segments.get(victim.number) is victim:
                             self._remove_unsent(victim, pieces)
                 else:
                     break
-            if self.names_changed:
-                self.sync_names()
+            self.sync_names()
         except OSError as error:
-            with journal.lock:
+            with log.lock:
                 if error.errno == errno.ENOSPC and self._remove_acknowledged():
                     return  # Somebody else fills the disk; what is only kept in case gives way.
-                journal.trouble = f"no new segment can be made: {error.strerror}"
+                log.trouble = f"no new segment can be made: {error.strerror}"
 
     def _allocate(self) -> None:
-        journal = self._journal
-        with journal.lock:
-            journal.use_reserve()
-            number = journal.shelf.next_number()
-        descriptor = journal.shelf.allocate(number)
-        with journal.lock:
-            journal.shelf.note_allocated(number)
+        log = self._log
+        with log.lock:
+            self._is_full = False
+            if log.segment is not None:
+                log.segment.is_reserve = False
+            number = log.shelf.next_number()
+        descriptor = log.shelf.allocate(number)
+        with log.lock:
+            log.shelf.note_allocated(number)
             self._next = number, descriptor
-            self.names_changed = True
-            if number < (journal.current_number or 0):
+            self._names_changed = True
+            if number < log.shelf.number_last:
                 self.close()  # Somebody needed one before this was ready. Numbers only go up.
 
     def sync_names(self) -> None:
-        """Make new and removed names durable. Raises OSError."""
-        self.names_changed = False
-        sync_folder(self._journal.folder)
+        """Make new and removed names durable, if there are any. Raises OSError."""
+        if self._names_changed:
+            self._names_changed = False
+            sync_folder(self._log.shelf.folder)
+
+    def _current_number(self) -> int:
+        return 0 if self._log.segment is None else self._log.segment.segment.number
+
+    def _oldest_segments(self) -> list[Segment]:
+        """The first segment of each stretch: what may be removed next. Of those that no STATE is needed from."""
+        heads = [segments[0] for segments in self._log.shelf.by_stretch.values()]
+        return sorted((each for each in heads if each.number < self._log.state_number), key=lambda each: each.number)
 
     def _is_acknowledged(self, segment: Segment) -> bool:
-        account = self._journal.ledger.stretches.get(segment.header.stretch_id)
-        if account is None:
-            return True
-        following = self._journal.shelf.following(segment)
-        if following is None:
-            return account is not self._journal.stretch and account.is_settled
-        return following.header.sequence_first - 1 <= account.acknowledged
-
-    def _candidates(self) -> list[Segment]:
-        """The segments that no STATE depends on: those before the newest one. None before there is one."""
-        return list(self._journal.shelf.oldest(self._journal.state_number or 0))
+        account = self._log.ledger.stretches[segment.header.stretch_id]
+        return self._sequence_last(segment, account) <= account.acknowledged and (
+            account is not self._log.stretch or segment.number != self._current_number()
+        )
 
     def _remove_acknowledged(self) -> bool:
-        for segment in self._candidates():
-            if self._is_acknowledged(segment):
-                self._journal.shelf.delete(segment)
-                self.names_changed = True
-                return True
-        return False
+        segment = next(filter(self._is_acknowledged, self._oldest_segments()), None)
+        if segment is None:
+            return False
+        self._log.shelf.delete(segment)
+        self._names_changed = True
+        return True
 
     def _remove_aside(self) -> bool:
-        path = self._journal.shelf.oldest_rejected(self._journal.max_bytes // 4)
+        path = self._log.shelf.oldest_rejected(self.max_bytes // 4)
         if path is None:
             return False
-        self._journal.shelf.delete_other(path)
+        self._log.shelf.delete_other(path)
         return True
 
     def _keep_few_stretches(self) -> None:
-        journal = self._journal
-        with journal.lock:
-            settled = [each for each in journal.ledger.stretches.values() if each.is_settled]
+        log = self._log
+        with log.lock:
+            settled = [each for each in log.ledger.stretches.values() if each.is_settled and each is not log.stretch]
             for account in settled[: max(0, len(settled) - STRETCHES_KEPT_MAX)]:
-                for segment in list(journal.shelf.by_stretch.get(account.id, ())):
-                    if segment in self._candidates() and account is not journal.stretch:
-                        journal.shelf.delete(segment)
+                for segment in list(log.shelf.by_stretch.get(account.id, ())):
+                    if segment.number < log.state_number:
+                        log.shelf.delete(segment)
+                        self._names_changed = True
 
     def _victim(self) -> Segment | None:
-        current = self._journal.current_number
-        return next((each for each in self._candidates() if each.number != current), None)
+        return next((each for each in self._oldest_segments() if each.number != self._current_number()), None)
 
     def _measure(self, victim: Segment) -> list[_Piece]:
         """What is in a segment. Reads all of it."""
@@ -187,8 +196,8 @@ class Room:
         If it cannot be written down, the STATE that begins the next segment says it. Should the process end before,
         the frames are found missing when they are to be read.
         """
-        journal = self._journal
-        account = journal.ledger.stretches[victim.header.stretch_id]
+        log = self._log
+        account = log.ledger.stretches[victim.header.stretch_id]
         through = self._sequence_last(victim, account)
         lost, spans = _lost(pieces, account)
         self._is_removing = True
@@ -197,34 +206,34 @@ class Room:
                 "stretch": account.id, "through": through, "lost": lost, "reason": "budget",
                 "segments": [victim.number],
             }  # fmt: skip
-            is_written = journal.write_bookkeeping(Kind.REMOVED, value)
-            journal.ledger.remove(account, through, lost, "budget")
-            journal.ledger.removing.add(victim.number)
+            is_written = log.write_bookkeeping(Kind.REMOVED, value)
+            log.ledger.remove(account, through, lost, "budget")
+            log.ledger.removing.add(victim.number)
             for source, (first_ns, last_ns, clock) in spans.items():
-                journal.append_event(gap(source, "budget", lost[source], first_ns, last_ns), clock)
-            if is_written:
-                journal.sync_current()
+                log.append_event(gap(source, "budget", lost[source], first_ns, last_ns), clock, {})
+            if is_written and log.segment is not None:
+                log.segment.sync()
         finally:
             self._is_removing = False
-            journal.shelf.delete(victim)
-        sync_folder(journal.folder)
-        journal.ledger.removing.discard(victim.number)
+            log.shelf.delete(victim)
+        sync_folder(log.shelf.folder)
+        log.ledger.removing.discard(victim.number)
 
     def _sequence_last(self, segment: Segment, account: StretchAccount) -> int:
-        following = self._journal.shelf.following(segment)
+        following = self._log.shelf.following(segment)
         return account.sequence_last if following is None else following.header.sequence_first - 1
 
     def for_rejected(self, size: int) -> None:
         """Make room for a rejected record, at the cost of older ones. Raises OSError."""
-        while self._excess(size) > 0 and (path := self._journal.shelf.oldest_rejected(0)) is not None:
-            self._journal.shelf.delete_other(path)
+        while self._excess(size) > 0 and (path := self._log.shelf.oldest_rejected(0)) is not None:
+            self._log.shelf.delete_other(path)
 
     def close(self) -> None:
         """Give back the segment that was allocated ahead."""
         if self._next is not None:
             (number, descriptor), self._next = self._next, None
             os.close(descriptor)
-            self._journal.shelf.delete_other(self._journal.folder / segment_name(number))
+            self._log.shelf.delete_other(self._log.shelf.folder / segment_name(number))
 
 
 def _lost(pieces: list[_Piece], account: StretchAccount) -> tuple[dict[str, int], dict[str, tuple[int, int, Clock]]]:

@@ -6,7 +6,6 @@ Not thread-safe by itself: the journal calls it under its lock, except where a m
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from ingestd.journal.record import Kind, Origin, Record, encode_json, pack
@@ -23,7 +22,8 @@ from ingestd.journal.segment import (
     write_at,
 )
 
-ASIDE_BYTES_MAX = 16 << 20  # of damage kept for an operator to look at
+ASIDE_BYTES_MAX = 16 << 20  # of damage kept for an operator to look at, and …
+PIECE_ASIDE_BYTES_MAX = 1 << 20  # … of one place
 
 
 class OpenSegment:
@@ -155,10 +155,6 @@ class Shelf:
         of_stretch = iter(self.by_stretch.get(segment.header.stretch_id, []))
         return next((each for each in of_stretch if each.number > segment.number), None)
 
-    def oldest(self, before: int) -> Iterator[Segment]:
-        """The segments with numbers less than `before`, the oldest first."""
-        yield from (self.segments[number] for number in sorted(self.segments) if number < before)
-
     def note_damage(self, damage: Damage) -> None:
         """Count damage, once, and keep its bytes as long as there are not too many of them."""
         if (damage.path.name, damage.offset) in self._damage_known:
@@ -168,12 +164,13 @@ class Shelf:
         number = damage.path.name.partition(".")[0]
         path = self.folder / f"damaged-{number}-{damage.offset}"
         kept = sum(size for other, size in self._others.items() if other.name.startswith("damaged-"))
-        if path not in self._others and kept + len(damage.data) <= min(ASIDE_BYTES_MAX, self.segment_bytes):
+        data = damage.data[:PIECE_ASIDE_BYTES_MAX]
+        if path not in self._others and kept + len(data) <= min(ASIDE_BYTES_MAX, self.segment_bytes):
             try:
-                path.write_bytes(damage.data)
+                path.write_bytes(data)
             except OSError:
                 return  # It is counted; a disk that is full has no room for what cannot be read.
-            self._others[path] = len(damage.data)
+            self._others[path] = len(data)
 
     def reject(self, record: Record, reason: str) -> None:
         """Copy a record to where the rejected ones are, durably. Raises OSError."""

@@ -1,0 +1,325 @@
+"""The journal of a running daemon: a folder that is held, appended to, made durable, read back and kept small.
+
+Appending is for the event loop's thread and returns when the kernel has the bytes. `sync`, `recover` and reading are
+slow and for other threads; beside them appends go on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from uuid import UUID
+
+from ingestd.errors import IngestdError, UsageError
+from ingestd.journal.holder import take_lock
+from ingestd.journal.ledger import Lost
+from ingestd.journal.log import Log, SessionInfo
+from ingestd.journal.reader import StretchReader
+from ingestd.journal.record import Record
+from ingestd.journal.recovery import Segment, take_stock
+from ingestd.journal.segment import MACHINE_BYTES_MAX, Unreadable, list_folder, read_header
+from ingestd.journal.shelf import OpenSegment, Shelf
+from ingestd.model import Books, Clock, Event, FrameBatch
+
+SEGMENT_BYTES = 16 << 20
+SEGMENT_BYTES_MIN = 64 << 10
+SEGMENTS_MIN = 4  # written, prepared, kept for bookkeeping, and one with data
+POLICIES = ("drop-oldest", "drop-newest")
+
+
+@dataclass(frozen=True, slots=True)
+class LastSession:
+    """What the newest segment says of the process that wrote it."""
+
+    session_id: UUID
+    boot_id: str
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What earlier runs left, in words and numbers. `last_stamps`: of each source, in the session before ours."""
+
+    warnings: list[str]
+    last_stamps: Mapping[str, int]
+    torn_bytes: int = 0
+    damaged_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch as it was when asked for. Positions are sequence numbers; 0 is before the first record."""
+
+    id: str
+    session_id: UUID
+    boot_id: str
+    machine_id: str
+    feed_id: str
+    acknowledged: int
+    last_sequence: int
+    is_current: bool
+    bytes: int
+
+
+class Journal:
+    """A folder of segments, held by this process."""
+
+    def __init__(self, log: Log, lock_descriptor: int) -> None:
+        """Use `open`."""
+        self.syncs = 0
+        self._log, self._shelf = log, log.shelf
+        self._lock_descriptor = lock_descriptor
+        self._number_first = log.shelf.number_last + 1  # of the segments of this process
+        self._sync_lock = Lock()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Journal {self._shelf.folder}: {len(self._log.ledger.stretches)} stretches, {self.bytes_used} bytes>"
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        session: SessionInfo,
+        machine_id: str,
+        boot_id: str,
+        max_bytes: int,
+        when_full: str = "drop-oldest",
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> Journal:
+        """Take the folder and begin a stretch in it. Raises UsageError, and IngestdError if somebody else has it.
+
+        Takes the same time however much lies in the folder: that is for `recover` to read.
+        """
+        if when_full not in POLICIES:
+            raise UsageError(f"a journal has no policy {when_full!r}", f"one of {', '.join(POLICIES)}")
+        if segment_bytes < SEGMENT_BYTES_MIN or max_bytes < SEGMENTS_MIN * segment_bytes:
+            raise UsageError(f"{max_bytes} bytes are too few for a journal", f"{SEGMENTS_MIN * segment_bytes} at least")
+        if len(machine_id.encode()) > MACHINE_BYTES_MAX:
+            raise UsageError(f"an id of a machine takes at most {MACHINE_BYTES_MAX} bytes")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock_descriptor = take_lock(folder)
+            shelf = Shelf(folder, segment_bytes)
+        except OSError as error:
+            raise IngestdError(f"the journal {folder} cannot be opened: {error.strerror}") from error
+        log = Log(shelf, session, machine_id, UUID(boot_id), max_bytes, when_full)
+        journal = cls(log, lock_descriptor)
+        log.recovered = shelf.number_last == 0
+        log.begin_stretch()
+        return journal
+
+    @staticmethod
+    def peek(folder: Path) -> LastSession | None:
+        """Whose the newest segment is. Changes nothing, and asks nobody who holds the journal."""
+        names = list_folder(folder)[0] if folder.is_dir() else []
+        for name in reversed([name for name in names if name.number and not name.rejected]):
+            try:
+                header = read_header(name.path)
+            except Unreadable:
+                continue
+            if header is not None:
+                session_id, boot = UUID(bytes=header.origin.session), UUID(bytes=header.origin.boot)
+                return LastSession(session_id, str(boot), header.ended)
+        return None
+
+    def append_frames(self, batch: FrameBatch, clock: Clock) -> None:
+        """Record frames of one source in wire order. When this returns the kernel has them, or they are counted."""
+        self._log.append_frames(batch, clock)
+
+    def append_event(self, event: Event, clock: Clock, *, lost: Mapping[str, int] | None = None) -> None:
+        """Record a fact. `lost` are frames by reason that it counts as received and dropped."""
+        self._log.append_event(event, clock, lost or {})
+
+    def append_session(self, fields: Mapping[str, Any]) -> None:
+        """Record metadata of the session; they also begin every further stretch."""
+        self._log.append_session(fields)
+
+    def begin_stretch(self, session: SessionInfo | None = None) -> None:
+        """End the stretch being written and begin another, in a segment of its own; of another session if given."""
+        self._log.begin_stretch(session)
+
+    def sync(self) -> None:
+        """Make durable what was appended before this call, and make room for what comes. For a thread; never raises."""
+        log = self._log
+        with self._sync_lock:
+            with log.lock:
+                log.try_again()
+                log.write_losses(at_once=False)
+                finished, log.finished = log.finished, []
+                current = log.segment if log.segment is not None and log.segment.is_dirty else None
+                if current is not None:
+                    current.is_dirty = False
+            for segment in finished:
+                self._finish(segment)
+            try:
+                if current is not None:
+                    current.sync()
+                log.room.sync_names()
+                self.syncs += bool(finished or current)
+            except OSError as error:
+                with log.lock:
+                    if log.segment is current:
+                        log.fail(error)
+            log.room.prepare()
+
+    def _finish(self, segment: OpenSegment) -> None:
+        try:
+            segment.trim()
+            segment.sync()
+        except OSError as error:
+            self._log.trouble = f"{segment.segment.path.name} could not be synced: {error.strerror or error}"
+        finally:
+            segment.close()
+
+    def close(self, *, ended: bool) -> None:
+        """Write the last, sync and give the folder back. `ended`: the session is over, nobody is to continue it."""
+        log = self._log
+        with self._sync_lock, log.lock:
+            if self._closed:
+                return
+            self._closed = True
+            log.write_losses()
+            if log.segment is not None and ended:
+                try:
+                    log.segment.mark_ended(log.stretch.sequence_last)
+                except OSError as error:
+                    log.fail(error)
+            log.leave_segment()
+            for segment in log.finished:
+                self._finish(segment)
+            log.finished = []
+            log.room.close()
+            self._shelf.close()
+            os.close(self._lock_descriptor)
+
+    def recover(self) -> Recovery:
+        """Find out what earlier runs left, and take it into the books. Once, in a thread; capture goes on meanwhile."""
+        if self._log.recovered:
+            return Recovery([], {})
+        stock = take_stock(self._shelf.folder, self._number_first)
+        warnings = list(stock.warnings)
+        _trim_unused(stock.segments, warnings)
+        with self._log.lock:
+            for segment in stock.segments:
+                self._shelf.add(segment)
+            earlier = [each for each in stock.ledger.stretches.values() if each.sequence_last]
+            stock.ledger.absorb(self._log.ledger)
+            self._log.ledger, self._log.recovered = stock.ledger, True
+            for damage in stock.damages:
+                self._shelf.note_damage(damage)
+            for path in [*stock.unused, *stock.removed]:
+                try:
+                    self._shelf.delete_other(path)
+                except OSError as error:
+                    warnings.append(f"{path.name} cannot be removed: {error.strerror}")
+                    continue
+                self._log.ledger.removing.discard(int(path.stem))
+            try:
+                self._log.write_state()
+            except OSError as error:
+                self._log.fail(error)
+        if stock.damages:
+            warnings.append(f"damaged: {'; '.join(map(str, stock.damages[:5]))}; {len(stock.damages)} places in all")
+        last_ns: dict[str, int] = {}
+        for account in earlier:
+            if account.origin == earlier[-1].origin:
+                last_ns |= account.last_ns
+        damaged_bytes = sum(len(damage.data) for damage in stock.damages)
+        return Recovery(warnings, last_ns, stock.torn_bytes, damaged_bytes)
+
+    def stretches(self) -> list[Stretch]:
+        """What there is to send, oldest first, the one being written last; before `recover` only that one."""
+        with self._log.lock:
+            return [
+                Stretch(
+                    account.id, account.session_id, account.boot_id, account.machine_id, account.feed_id,
+                    account.acknowledged, account.sequence_last, account is self._log.stretch,
+                    sum(segment.end or segment.bytes for segment in self._shelf.by_stretch.get(account.id, ())),
+                )
+                for account in self._log.ledger.stretches.values()
+            ]  # fmt: skip
+
+    def reader(self, stretch_id: str, after: int) -> StretchReader:
+        """Read a stretch's records with numbers greater than `after`. One reader of a stretch at a time.
+
+        What an earlier reader handed out and nobody acknowledged is given up by this, to be read again.
+        """
+        with self._log.lock:
+            if (account := self._log.ledger.stretches.get(stretch_id)) is not None:
+                account.begin_reading()
+        return StretchReader(self._log, stretch_id, after)
+
+    def acknowledge(
+        self,
+        stretch_id: str,
+        position: int,
+        committed: Mapping[str, int],
+        rejected: Mapping[str, int] | None = None,
+        dropped: Lost | None = None,
+    ) -> None:
+        """Every record up to `position` is done with; what became of the frames since the last position, by source."""
+        self._log.acknowledge(stretch_id, position, committed, rejected or {}, dropped or {})
+
+    def assign_feed(self, stretch_id: str, feed_id: str, position: int) -> None:
+        """The stretch is sent under this name from now on; it begins at `position`."""
+        self._log.assign_feed(stretch_id, feed_id, position)
+
+    def reject(self, record: Record, reason: str) -> None:
+        """Keep a copy of a record that PostgreSQL can never take, durably. Raises IngestdError if that fails.
+
+        It is counted when it is acknowledged.
+        """
+        with self._log.lock:
+            try:
+                self._log.room.for_rejected(record.size)
+                self._shelf.reject(record, reason)
+            except OSError as error:
+                raise IngestdError(f"a rejected record cannot be set aside: {error.strerror}") from error
+
+    def books(self) -> dict[str, Books]:
+        """Where the frames of each source are, over the lifetime of the journal; before `recover`, of this process."""
+        with self._log.lock:
+            return self._log.losses.into(self._log.ledger.books())
+
+    @property
+    def bytes_used(self) -> int:
+        """Of all files of the folder."""
+        with self._log.lock:
+            return self._shelf.bytes_used
+
+    @property
+    def damaged_bytes(self) -> int:
+        """Bytes met by this process that are no record."""
+        return self._shelf.damaged_bytes
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes this process has written into segments."""
+        return self._log.bytes_written
+
+    @property
+    def writable(self) -> bool:
+        """Whether the disk took the last append."""
+        return self._log.writable
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong, in words for the operator; "" if nothing is."""
+        return self._log.trouble
+
+
+def _trim_unused(segments: list[Segment], warnings: list[str]) -> None:
+    """Give back what a process that was killed had allocated behind its last record."""
+    for segment in segments:
+        if segment.end is not None and segment.end < segment.bytes:
+            try:
+                os.truncate(segment.path, segment.end)
+                segment.bytes = segment.end
+            except OSError as error:
+                warnings.append(f"{segment.path.name} cannot be trimmed: {error.strerror}")
