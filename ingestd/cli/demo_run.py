@@ -27,12 +27,12 @@ from ingestd.config import Config, load_config
 from ingestd.daemon.devices import open_sources
 from ingestd.daemon.endpoints import serve
 from ingestd.daemon.service import Daemon
-from ingestd.demo import DEMO_TRACK
+from ingestd.demo import BUSES, DEMO_TRACK, GPS
 from ingestd.demo.simulation import BusKind, Simulation
-from ingestd.errors import IngestdError
+from ingestd.errors import IngestdError, StoreError
 from ingestd.model import Books, Link
 from ingestd.store import embedded
-from ingestd.store.watch import Watch, open_watch
+from ingestd.store.watch import Latest, Watch, open_watch
 
 OPEN_SECONDS_MAX = 30.0
 ARRIVE_SECONDS_MAX = 10.0
@@ -57,10 +57,12 @@ class Balance:
 
     @property
     def lost(self) -> int:
-        return self.sent - self.stored
+        """What never got as far as the journal, or was dropped there."""
+        return self.sent - self.received + self.dropped
 
     @property
     def balanced(self) -> bool:
+        """Whether all of it is in the database, once."""
         return self.sent == self.received == self.stored and self.rejected == 0 and self.dropped == 0
 
 
@@ -110,7 +112,8 @@ class _Demo:
             running.add_done_callback(lambda _: self._stop.set())
             try:
                 async with serve(self._config.http.listen, daemon.snapshot) as endpoints:
-                    await self._until(lambda: _all_open(daemon), OPEN_SECONDS_MAX)
+                    # The books are of this process alone until the journal knows what earlier ones left.
+                    await self._until(lambda: _all_open(daemon) and daemon.recovered, OPEN_SECONDS_MAX)
                     if not _all_open(daemon) and not self._stop.is_set():
                         raise IngestdError(f"the car's devices cannot be opened: {_reasons(daemon)}")
                     before = dict(daemon.books())
@@ -118,7 +121,7 @@ class _Demo:
                     await asyncio.to_thread(self._simulation.play)
                     listening = str(endpoints.address) if endpoints is not None and endpoints.address else None
                     self._say_where(daemon, listening)
-                    await self._watch(daemon, watch, seconds)
+                    await self._watch(daemon, watch, before, seconds)
                     await self._finish(daemon, before)
             finally:
                 daemon.stop()
@@ -133,30 +136,36 @@ class _Demo:
         out.print(f"metrics   {f'http://{listening}/metrics' if listening else 'not served: the address is taken'}")
         out.print(f"config    {self._config_path}")
         out.print(f"data      {_psql(self._dsn)}")
-        query = f"SELECT channel, value_num, unit FROM latest_signals('{daemon.session_id}') ORDER BY 1"
+        query = f"SELECT channel, value_num, value_text, unit FROM latest_signals('{daemon.session_id}') ORDER BY 1"
         out.print(f"          {query};")
 
     @property
     def _config_path(self) -> Path:
         return self._config.journal.path.parent / "ingestd.toml"
 
-    async def _watch(self, daemon: Daemon, watch: Watch, seconds: float | None) -> None:
+    async def _watch(self, daemon: Daemon, watch: Watch, before: Mapping[str, Books], seconds: float | None) -> None:
         """Show how it goes."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        before = time.monotonic()
+        began = time.monotonic()
+        latest: dict[tuple[str, str], Latest] = {}
         with View(out, LINE_SECONDS) as view:
-            while not self._stop.is_set():
+            while True:
                 left = LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline - time.monotonic())
                 if left <= 0:
                     return
                 await self._until(lambda: False, left)
-                now = time.monotonic()
+                if self._stop.is_set():
+                    return
+                # The database may be away: that is what the journal is for, and the daemon says so in the notes.
+                with contextlib.suppress(StoreError):
+                    latest = await watch.latest(daemon.session_id)
                 reading = Reading(
-                    seconds=now - before,
+                    seconds=time.monotonic() - began,
                     sent=self._simulation.sent(),
+                    books=_since(before, daemon.books()),
                     snapshot=daemon.snapshot(),
                     lag_seconds=daemon.delivery.status.lag_seconds_last if daemon.delivery else None,
-                    latest=await watch.latest(daemon.session_id),
+                    latest=latest,
                     notes=list(self._notes)[-NOTES_SHOWN:],
                 )
                 view.show(reading)
@@ -191,21 +200,33 @@ def _balances(
     sent: Mapping[str, int], before: Mapping[str, Books], after: Mapping[str, Books], stored: Mapping[str, int]
 ) -> list[Balance]:
     """What this run added to the journal's books, beside what the car and the database say."""
-    nothing = Books()
-    balances = []
-    for source, sent_count in sent.items():
-        was, now = before.get(source, nothing), after.get(source, nothing)
-        balances.append(
-            Balance(
-                source=source,
-                sent=sent_count,
-                received=now.received - was.received,
-                stored=stored.get(source, 0),
-                rejected=now.rejected - was.rejected,
-                dropped=sum(now.dropped.values()) - sum(was.dropped.values()),
-            )
+    books = _since(before, after)
+    return [
+        Balance(
+            source=source,
+            sent=count,
+            received=books[source].received,
+            stored=stored.get(source, 0),
+            rejected=books[source].rejected,
+            dropped=sum(books[source].dropped.values()),
         )
-    return balances
+        for source, count in sent.items()
+    ]
+
+
+def _since(before: Mapping[str, Books], after: Mapping[str, Books]) -> dict[str, Books]:
+    """What was added to the books of each source; pending is what it is."""
+    added: dict[str, Books] = {}
+    for source in (*BUSES, GPS):
+        was, now = before.get(source, Books()), after.get(source, Books())
+        added[source] = Books(
+            received=now.received - was.received,
+            committed=now.committed - was.committed,
+            pending=now.pending,
+            rejected=now.rejected - was.rejected,
+            dropped={reason: count - was.dropped.get(reason, 0) for reason, count in now.dropped.items()},
+        )
+    return added
 
 
 def _print_balances(balances: list[Balance]) -> None:

@@ -25,7 +25,6 @@ class Shown(NamedTuple):
     source: str
     channel: str
     digits: int = 0
-    unit: str = ""  # where the channel has none
 
 
 CHANNELS: Final = (
@@ -41,12 +40,13 @@ CHANNELS: Final = (
     Shown("oil", "powertrain", "Temperatures.OilTemperature"),
     Shown("fuel", "powertrain", "Supply.FuelLevel", 1),
     Shown("trip", "body", "Odometer.OdometerTrip", 2),
-    Shown("latitude", "gps/GN", "RMC.lat", 5, "°"),
-    Shown("longitude", "gps/GN", "RMC.lon", 5, "°"),
-    Shown("course", "gps/GN", "RMC.cog", 1, "°"),
+    Shown("latitude", "gps/GN", "RMC.lat", 5),
+    Shown("longitude", "gps/GN", "RMC.lon", 5),
+    Shown("course", "gps/GN", "RMC.cog", 1),
     Shown("satellites", "gps/GN", "GGA.numSV"),
 )
-_COLUMNS: Final = 4
+_CELL_WIDTH: Final = 26
+_GAP: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class Reading:
 
     seconds: float
     sent: Mapping[str, int]
+    books: Mapping[str, Books]  # of this run
     snapshot: Snapshot
     lag_seconds: float | None
     latest: Mapping[tuple[str, str], Latest]
@@ -67,7 +68,8 @@ class Reading:
             return "-"
         if found.value_text is not None:
             return found.value_text
-        return f"{found.value_num:.{shown.digits}f} {found.unit or shown.unit}".rstrip()
+        rounded = round(found.value_num or 0.0, shown.digits) + 0.0  # There is no minus zero for drivers.
+        return f"{rounded:.{shown.digits}f} {found.unit or ''}".rstrip()
 
 
 class View:
@@ -94,14 +96,14 @@ class View:
     def show(self, reading: Reading) -> None:
         """Show a reading; in a pipe only when the last line is old enough."""
         if self._live is not None:
-            self._live.update(picture(reading, self._rates(reading)), refresh=True)
+            self._live.update(picture(reading, self._rates(reading), self._console.width), refresh=True)
         elif time.monotonic() >= self._line_at:
             self._line_at += self._line_seconds
             self._console.print(line(reading))
 
     def _rates(self, reading: Reading) -> dict[str, float]:
         """Frames a second of each source since the last picture."""
-        (at, counts), now = self._before, {name: books.received for name, books in reading.snapshot.books.items()}
+        (at, counts), now = self._before, {name: books.received for name, books in reading.books.items()}
         self._before = reading.seconds, now
         passed = max(reading.seconds - at, 1e-3)
         return {name: (count - counts[name]) / passed for name, count in now.items() if name in counts}
@@ -109,7 +111,7 @@ class View:
 
 def line(reading: Reading) -> str:
     """One line for a log."""
-    books = reading.snapshot.books.values()
+    books = reading.books.values()
     values = ", ".join(f"{shown.label} {reading.value(shown)}" for shown in CHANNELS[:3])
     return (
         f"{reading.seconds:.0f} s  received {sum(each.received for each in books):,}"
@@ -118,18 +120,20 @@ def line(reading: Reading) -> str:
     )
 
 
-def picture(reading: Reading, rates: Mapping[str, float]) -> RenderableType:
+def picture(reading: Reading, rates: Mapping[str, float], width: int) -> RenderableType:
     """The car, the books, and how far behind the database is."""
-    car = Table.grid(padding=(0, 3))
-    for at in range(0, len(CHANNELS), _COLUMNS):
-        cells = CHANNELS[at : at + _COLUMNS]
-        car.add_row(*(Text.assemble((f"{shown.label:<10} ", "dim"), f"{reading.value(shown):>11}") for shown in cells))
+    car = Table.grid(padding=(0, _GAP, 0, 0))
+    across = max(1, (width + _GAP) // (_CELL_WIDTH + _GAP))
+    across = next(fits for fits in (4, 2, 1) if fits <= across)
+    for at in range(0, len(CHANNELS), across):
+        cells = CHANNELS[at : at + across]
+        car.add_row(*(Text.assemble((f"{shown.label:<10} ", "dim"), f"{reading.value(shown):>15}") for shown in cells))
     books = Table("source")
     for title in ("frames/s", "sent", "received", "stored", "lost"):
         books.add_column(title, justify="right")
     books.add_column("link")
     for name, sent in reading.sent.items():
-        status, of_source = reading.snapshot.statuses[name], reading.snapshot.books.get(name, Books())
+        status, of_source = reading.snapshot.statuses[name], reading.books[name]
         counts = (sent, of_source.received, of_source.committed, _lost(of_source))
         link = " ".join(filter(None, (status.link.value, status.reason)))
         books.add_row(name, f"{rates.get(name, 0):,.0f}", *(f"{count:,}" for count in counts), Text(link))

@@ -93,6 +93,11 @@ class Daemon:
             "config": {"ingestd": __version__, "decoder": DECODER_VERSION, "file": describe(self.config)},
         }
 
+    @property
+    def recovered(self) -> bool:
+        """Whether the books know what earlier runs left; until then they are of this process alone."""
+        return self._recovered.is_set()
+
     def stop(self) -> None:
         """Make `run` end."""
         self.stopped.set()

@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from ingestd.store.connection import connect, faults
+
+LOOK_SECONDS_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,37 +30,54 @@ class Latest:
 
 
 class Watch:
-    """A connection that only looks."""
+    """Looks when asked to. A connection that broke is made anew by the next look."""
 
-    def __init__(self, dsn: str, connection: asyncpg.Connection) -> None:
+    def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._connection = connection
+        self._connection: asyncpg.Connection | None = None
 
     async def latest(self, session_id: UUID) -> dict[tuple[str, str], Latest]:
         """By source and channel. The source of a signal may name its sender too, as in `gps/GN`."""
-        async with faults(self._dsn):
-            rows = await self._connection.fetch(
-                "SELECT source, channel, value_num, value_text, unit, ts_utc FROM latest_signals($1)", session_id
-            )
+        rows = await self._fetch(
+            "SELECT source, channel, value_num, value_text, unit, ts_utc FROM latest_signals($1)", session_id
+        )
         return {(source, channel): Latest(*rest) for source, channel, *rest in rows}
 
     async def frames(self, session_id: UUID, from_mono_ns: int) -> dict[str, int]:
         """Stored raw frames by source, of chunks that begin at or after a time."""
-        async with faults(self._dsn):
-            rows = await self._connection.fetch(
-                "SELECT source, sum(frame_count)::bigint FROM frame_chunks"
-                " WHERE session_id = $1 AND mono_start_ns >= $2 GROUP BY source",
-                session_id,
-                from_mono_ns,
-            )
+        rows = await self._fetch(
+            "SELECT source, sum(frame_count)::bigint FROM frame_chunks"
+            " WHERE session_id = $1 AND mono_start_ns >= $2 GROUP BY source",
+            session_id,
+            from_mono_ns,
+        )
         return {row[0]: row[1] for row in rows}
+
+    async def connect(self) -> None:
+        """Connect now. Raises StoreError if there is no schema, StoreUnavailable if there is no server."""
+        self._connection = await connect(self._dsn, "ingestd/watch")
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        if self._connection is None:
+            await self.connect()
+        assert self._connection is not None
+        async with faults(self._dsn, LOOK_SECONDS_MAX, on_failure=self.close):
+            rows: list[asyncpg.Record] = await self._connection.fetch(query, *arguments)
+        return rows
 
 
 @asynccontextmanager
 async def open_watch(dsn: str) -> AsyncIterator[Watch]:
     """Connect. Raises StoreError if there is no schema, StoreUnavailable if there is no server."""
-    connection = await connect(dsn, "ingestd/watch")
+    watch = Watch(dsn)
+    await watch.connect()
     try:
-        yield Watch(dsn, connection)
+        yield watch
     finally:
-        connection.terminate()
+        watch.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from ingestd.demo.vehicle import drive
 from ingestd.errors import IngestdError
 from ingestd.model import Clock, Event, FrameBatch, Link
 from ingestd.sources.canbus import CanBus
+from tests.conftest import psql
 
 SECONDS_MAX = 30.0
 SLCAN = {"sleep_after_open": 0.0, "bitrate": 500_000}
@@ -196,3 +198,76 @@ def run_demo(home: Path, dsn: str, *arguments: str) -> subprocess.CompletedProce
         [sys.executable, "-m", "ingestd", "demo", "--dsn", dsn, *arguments],
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def balances(output: str) -> dict[str, list[str]]:
+    """The last table: the cells of each source."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_demo_records_and_balances(migrated: str, tmp_path: Path) -> None:
+    """From the command to SQL: all that the car sent is stored, and the signals are those of its drive."""
+    done = run_demo(tmp_path, migrated, "--seconds", "8", "--buses", "slcan")
+    assert done.returncode == 0, done.stdout + done.stderr
+    books = balances(done.stdout)
+    assert set(books) == {"powertrain", "body", "gps"}
+    for source, (sent, received, stored, rejected, lost, verdict) in books.items():
+        assert sent == received == stored
+        assert (rejected, lost, verdict) == ("0", "0", "balanced"), source
+        count = psql(migrated, f"SELECT sum(frame_count) FROM frame_chunks WHERE source = '{source}'")
+        assert f"{int(count):,}" == stored
+    assert int(books["powertrain"][0].replace(",", "")) > 7 * 550
+    assert "received" in done.stdout, "a line in between"
+    assert "/metrics" in done.stdout or "address is taken" in done.stdout
+    assert "latest_signals" in done.stdout
+    fast = "SELECT max(value_num) > 30 FROM signals WHERE channel = 'Speed.VehicleSpeed'"
+    north = "SELECT bool_and(value_num BETWEEN 52.46 AND 52.49) FROM signals WHERE channel = 'RMC.lat'"
+    assert psql(migrated, fast, north).split() == ["t", "t"]
+
+
+def test_demo_goes_on_from_a_journal_of_one_that_was_killed(migrated: str, tmp_path: Path) -> None:
+    """What the first one journalled is stored by the second, whose own books balance all the same."""
+    environment = {**os.environ, "INGESTD_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "ingestd", "demo", "--dsn", migrated, "--buses", "slcan"]
+    with (tmp_path / "out").open("w") as output:
+        first = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    journal = tmp_path / "demo" / "journal"
+    deadline = time.monotonic() + SECONDS_MAX
+    while "5 s " not in (tmp_path / "out").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    assert journal.is_dir()
+    done = run_demo(tmp_path, migrated, "--seconds", "3", "--buses", "slcan")
+    assert done.returncode == 0, done.stdout + done.stderr
+    of_second = sum(int(row[2].replace(",", "")) for row in balances(done.stdout).values())
+    stored = int(psql(migrated, "SELECT sum(frame_count) FROM frame_chunks"))
+    assert stored > of_second + 1500
+
+
+def test_demo_ends_at_ctrl_c_and_balances(migrated: str, tmp_path: Path) -> None:
+    """SIGINT is the usual end, not a failure."""
+    environment = {**os.environ, "INGESTD_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "ingestd", "demo", "--dsn", migrated, "--buses", "slcan"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        try:
+            for line in running.stdout:
+                if line.startswith("5 s"):
+                    break
+            running.send_signal(signal.SIGINT)
+            out, errors = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert running.returncode == 0, errors
+    assert [row[-1] for row in balances(out).values()] == ["balanced"] * 3
+
+
+def test_demo_without_a_schema_says_so_at_once(database: str, tmp_path: Path) -> None:
+    """A database of one's own has to be prepared; the car is not started for nothing."""
+    done = run_demo(tmp_path, database, "--seconds", "1")
+    assert done.returncode == 1
+    assert "ingestd db init" in done.stderr
