@@ -49,6 +49,10 @@ class Bus:
     def delete(self) -> None:
         ip("link", "delete", self.channel)
 
+    def delete_if_there(self) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.delete()
+
     def sender(self) -> Sender:
         return Sender(self.channel)
 
@@ -123,6 +127,10 @@ class Recording:
     @property
     def lost_count(self) -> int:
         return sum(count for count, _, _ in self.overflows)
+
+    async def has_accounted_for(self, sent: int) -> None:
+        """Until every frame sent is recorded, or counted as lost."""
+        await until(lambda: self.count + self.lost_count >= sent, f"{sent} frames recorded or counted as lost")
 
     @property
     def kinds(self) -> list[str]:
