@@ -122,8 +122,10 @@ def prepare(
     signals_count, oldest_ns = 0, None
     for run in runs:
         placement = Placement(records[0].session_id, run.clock.utc_offset_ns, run.clock.state)
-        frames, signals = list(_batches(run, state)), []
-        for batch in frames:
+        frames: list[FrameBatch] = []
+        signals: list[SignalBatch] = []
+        for batch in _batches(run, state):  # One by one: it opens the gaps that decoding closes.
+            frames.append(batch)
             decoded = _decode(decoders, batch)
             signals += _mark_after_gap(decoded.batches, batch, state)
             state.counts.setdefault(batch.source, Counts()).add(decoded.counts)
