@@ -36,6 +36,7 @@ from ingestd.store.watch import Latest, Watch, open_watch
 
 OPEN_SECONDS_MAX = 30.0
 ARRIVE_SECONDS_MAX = 10.0
+STORE_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.02
 LOOK_SECONDS = 1.0
 LINE_SECONDS = 5.0  # how often a line is printed where nobody sees a live view
@@ -122,7 +123,7 @@ class _Demo:
                     listening = str(endpoints.address) if endpoints is not None and endpoints.address else None
                     self._say_where(daemon, listening)
                     await self._watch(daemon, watch, before, seconds)
-                    await self._finish(daemon, before)
+                    await self._finish(daemon, running, before)
             finally:
                 daemon.stop()
                 await running
@@ -170,15 +171,17 @@ class _Demo:
                 )
                 view.show(reading)
 
-    async def _finish(self, daemon: Daemon, before: dict[str, Books]) -> None:
-        """The car stops, and what it sent arrives."""
+    async def _finish(self, daemon: Daemon, running: asyncio.Task[None], before: Mapping[str, Books]) -> None:
+        """The car stops, and what it sent arrives and is stored: on a small machine the first batch takes its time."""
         sent = await asyncio.to_thread(self._simulation.stop)
 
         def arrived() -> bool:
             return all(each.received >= each.sent for each in _balances(sent, before, daemon.books(), {}))
 
-        self._stop.clear()
+        if not running.done():
+            self._stop.clear()  # Now it means a second Ctrl-C, or the end of the daemon: wait no longer.
         await self._until(arrived, ARRIVE_SECONDS_MAX)
+        await self._until(lambda: not any(books.pending for books in daemon.books().values()), STORE_SECONDS_MAX)
 
     async def _until(self, condition: Callable[[], bool], seconds_max: float) -> None:
         """Wait for a condition, for the end of the daemon, or for somebody who wants it all to end."""
