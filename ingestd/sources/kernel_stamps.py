@@ -121,9 +121,14 @@ class KernelStamps:
         if abs(offset_ns - self._offset_ns) <= OFFSET_NOISE_NS:
             offset_ns = self._offset_ns
         was, self._in_force = self._in_force, self._wall.now(offset_ns)
-        ts_ns, by = place(wall_ns, Window(self._empty_ns, now_ns, self._offset_ns, offset_ns))
-        unknown = Clock(self._in_force.utc_offset_ns, ClockState.STEPPED)
-        spans = list(_spans(by, (self._clock, self._in_force, unknown)))
+        window = Window(self._empty_ns, now_ns, self._offset_ns, offset_ns)
+        ts_ns = wall_ns - offset_ns
+        if offset_ns == self._offset_ns and _fits(ts_ns, window).all():
+            spans = [Span(slice(0, len(ts_ns)), self._in_force)] if len(ts_ns) else []  # As nearly always.
+        else:
+            ts_ns, by = place(wall_ns, window)
+            unknown = Clock(self._in_force.utc_offset_ns, ClockState.STEPPED)
+            spans = list(_spans(by, (self._clock, self._in_force, unknown)))
         if emptied:
             self._empty_ns, self._offset_ns, self._clock = self._reading_ns, offset_ns, self._in_force
         stepped = was.utc_offset_ns != self._in_force.utc_offset_ns

@@ -1,0 +1,42 @@
+"""tests/can_bus where there are CAN buses: in a user-mode kernel, which is booted once for all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.can_bus.bus import has_vcan
+
+
+ROOT = Path(__file__).parents[2]
+WITH_CAN = ROOT / "tests" / "with_can"
+SECONDS_MAX = 240
+
+
+def without_harness(reason: str) -> None:
+    if has_vcan():
+        pytest.skip("tests/can_bus runs directly here, but for what needs a machine of its own")
+    if os.environ.get("CI"):
+        pytest.fail(f"with_can: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.mark.slow
+def test_socketcan_in_a_kernel_of_its_own() -> None:
+    """Every test below tests/can_bus passes there, and none is skipped."""
+    check = subprocess.run([WITH_CAN, "--check"], capture_output=True, text=True, timeout=SECONDS_MAX)
+    if check.returncode:
+        without_harness(check.stderr.strip() or check.stdout.strip())
+    command = [WITH_CAN, "--seconds", str(SECONDS_MAX), "--"]
+    command += [sys.executable, "-m", "pytest", "-sv", "--color=no", "-p", "no:cacheprovider", "tests/can_bus"]
+    run = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS_MAX + 20
+    )
+    sys.stdout.write(run.stdout)
+    assert run.returncode == 0, "see what the guest says above"
+    assert " passed" in run.stdout
+    assert " skipped" not in run.stdout
