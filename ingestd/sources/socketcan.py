@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -81,7 +80,8 @@ class SocketCan:
         self._was_away = False  # The kernel said so, though it may be back by the time that it is looked at.
         self._lost = 0  # Frames that the socket has lost, as far as they are counted; modulo 2^32 …
         self._counted_ns = 0  # … which is until then.
-        self._read_count = 0  # Frames in the last read.
+        self._read_count = 0  # Frames in the last read …
+        self._read_at_s = 0.0  # … and when that was, by the loop's clock.
 
     def __repr__(self) -> str:
         return f"<SocketCan {self.name}: {self.channel}, {self.status.link.value}>"
@@ -107,9 +107,12 @@ class SocketCan:
             self._close(recorder)
 
     def _until_tick(self, now_s: float) -> float:
-        """Seconds until the next read: at most `coalesce_s`, and less if the buffer could fill by then."""
-        room = self._socket.buffer_bytes / FRAME_KERNEL_BYTES / MARGIN if self._socket else math.inf
-        tick_s = self._coalesce_s * min(1.0, room / max(self._read_count, 1))
+        """Seconds until the next read: at most `coalesce_s`, and less if frames came too fast for that of late."""
+        since_s, self._read_at_s = max(now_s - self._read_at_s, 0.001), now_s
+        tick_s = self._coalesce_s
+        if self._socket and self._read_count:
+            frames_max = self._socket.buffer_bytes / FRAME_KERNEL_BYTES / MARGIN
+            tick_s = min(tick_s, frames_max / self._read_count * since_s)
         return tick_s - now_s % tick_s
 
     # Interface

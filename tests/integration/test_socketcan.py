@@ -11,7 +11,6 @@ import pytest
 
 from tests.can_bus.bus import has_vcan
 
-
 ROOT = Path(__file__).parents[2]
 WITH_CAN = ROOT / "tests" / "with_can"
 SECONDS_MAX = 240

@@ -254,3 +254,19 @@ def test_filters_that_the_kernel_cannot_take_are_not_used() -> None:
     assert SocketCan("x", "can0", filters=[(1, 2)] * 513)._filters is None
     assert SocketCan("x", "can0", filters=[])._filters is None
     assert SocketCan("x", "can0", filters=[(1, 2)])._filters == [(1, 2)]
+
+
+async def test_a_small_buffer_is_read_more_often(world: World) -> None:
+    """However fast frames come, a read finds no more than an eighth of what the buffer holds."""
+    source = SocketCan("engine", "can0", coalesce_s=0.02, read_offset=lambda: OFFSET_NS)
+    source._socket = FakeSocket()
+    source._socket.buffer_bytes = 425_984  # what the kernel makes of its default limit: some 416 frames
+    for rate, longest_s in ((100, 0.02), (2_000, 0.02), (8_000, 52 / 8_000), (16_000, 52 / 16_000)):
+        now_s = 100.0
+        source._until_tick(now_s)
+        for _ in range(10):
+            wait_s = source._until_tick(now_s)
+            assert wait_s <= longest_s + 1e-6
+            now_s += max(wait_s, 0.001)
+            source._read_count = int(rate * max(wait_s, 0.001))
+    source._socket.close()
