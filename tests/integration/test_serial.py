@@ -229,14 +229,32 @@ async def test_unplugged_and_replugged(link: Path, tmp_path: Path) -> None:
     assert port.status.reason == ""
 
 
+@on_both_loops
+async def test_a_line_that_the_unplugging_cut(link: Path) -> None:
+    """What came of a line before the device went is a frame of its own, not the beginning of the next device's."""
+    recorder, port = Recorder(), make(link, "lines")
+    first = Device(link)
+    async with running(port, recorder):
+        await first.send(b"one\ntw")
+        await until(lambda: port.status.counters["received_bytes"] == 6, "all bytes")
+        first.unplug()
+        await until(lambda: port.status.link is Link.RETRYING, "loss of the link")
+        second = Device(link)
+        await until(lambda: port.status.link is Link.OPEN, "link")
+        await second.send(b"three\n")
+        await until(lambda: len(recorder.payloads) == 3, "frames")
+    second.unplug()
+    assert recorder.payloads == [b"one", b"tw", b"three"]
+
+
 async def device_says(device: Device, recorder: Recorder, number: int) -> None:
     await device.send(sentence(number) + b"\r\n")
     await until(lambda: sentence(number) in recorder.payloads, f"sentence {number}")
 
 
 @on_both_loops
-async def test_missing_at_start(link: Path) -> None:
-    """A device that comes later is found within the longest pause, and its absence was an event."""
+async def test_missing_at_start(link: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A device that comes later is found within the longest pause; its absence was one event and one line of log."""
     recorder, port = Recorder(), make(link)
     async with running(port, recorder, link=Link.RETRYING):
         assert "does not exist" in port.status.reason
@@ -248,6 +266,7 @@ async def test_missing_at_start(link: Path) -> None:
         await device_says(device, recorder, 1)
     device.unplug()
     assert recorder.kinds == ["link_down", "link_up", "gap"]
+    assert sum("link down" in message for message in caplog.messages) == 1
 
 
 @on_both_loops
