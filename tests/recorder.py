@@ -110,7 +110,7 @@ class Recorder:
         """SIGTERM, and what the log says of the whole run."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(SECONDS_MAX) == 0, self.log()
+        assert self.process.wait(SECONDS_MAX) == 0, self.log()[-10_000:]
         self.process = None
         return self.log()
 

@@ -12,7 +12,6 @@ EXTENDED_FLAG = 0x8000_0000  # CAN_EFF_FLAG of linux/can.h, in an id and in a ma
 EXTENDED_MASK = 0x1FFF_FFFF
 STANDARD_MASK = 0x7FF
 PGN_MASK, PDU1_MASK = 0x3FFFF00, 0x3FF0000  # of an id: the PGN, without the destination in PDU1 (SAE J1939-21, 5.2)
-KERNEL_FILTERS_MAX = 512  # CAN_RAW_FILTER_MAX
 
 
 def open_sources(config: Config) -> list[Source]:
@@ -59,11 +58,21 @@ def kernel_filters(filters: Sequence[Filter]) -> list[tuple[int, int]]:
     ]
 
 
-def database_filters(databases: Sequence[SignalDatabase]) -> list[tuple[int, int]] | None:
-    """What the databases know, for the kernel; None if it is more than the kernel can be told."""
-    messages = [message for database in databases for message in database.messages]
-    pairs = sorted({_message_filter(message) for message in messages})
-    return pairs if 0 < len(pairs) <= KERNEL_FILTERS_MAX else None
+def filter_by_databases(bus: Can, sources: Sequence[Source], databases: Sequence[SignalDatabase]) -> None:
+    """Have the kernel pass only what the bus's databases know, if that is what the configuration asks for."""
+    if bus.filters != "databases":
+        return
+    from ingestd.sources.socketcan import SocketCan
+
+    pairs = database_filters(databases)
+    for source in sources:
+        if isinstance(source, SocketCan) and source.name == bus.name:
+            source.set_filters(pairs)
+
+
+def database_filters(databases: Sequence[SignalDatabase]) -> list[tuple[int, int]]:
+    """Pairs of id and mask of everything that the databases know."""
+    return sorted({_message_filter(message) for database in databases for message in database.messages})
 
 
 def _message_filter(message: MessageDefinition) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from uuid import UUID
 from ingestd import __version__
 from ingestd.clock import WallClock, boot_id
 from ingestd.config import Config, DatabaseFile, describe
+from ingestd.daemon.devices import filter_by_databases
 from ingestd.daemon.recording import Recording
 from ingestd.decode.can import DECODER_VERSION
 from ingestd.decode.databases import Match, SignalDatabase, load
@@ -217,7 +218,9 @@ class Daemon:
             for warning in loaded[key].warnings:
                 log.warning("%s", warning)
         for bus in self.config.can:
-            bindings += [Binding(bus.name, loaded[file.file, _match(file)]) for file in bus.dbc]
+            databases = [loaded[file.file, _match(file)] for file in bus.dbc]
+            bindings += [Binding(bus.name, database) for database in databases]
+            filter_by_databases(bus, self.sources, databases)
         self.databases = {str(key[0]): database for key, database in loaded.items()}
         decoders = Decoders(bindings, protocols={line.name: line.protocol for line in self.config.serial})
         for bus in self.config.can:

@@ -252,7 +252,7 @@ class CanSocket:
             option(SOL_CAN_RAW, CAN_RAW_FD_FRAMES, 1)
         option(SOL_CAN_RAW, CAN_RAW_ERR_FILTER, ERROR_CLASSES_ALL)
         if filters:
-            option(SOL_CAN_RAW, CAN_RAW_FILTER, b"".join(struct.pack("=II", *pair) for pair in filters))
+            self.filter(filters)
         option(SOL_SOCKET, SO_RXQ_OVFL, 1)
         try:
             option(SOL_SOCKET, SO_TIMESTAMPNS, 1)
@@ -262,6 +262,11 @@ class CanSocket:
             option(SOL_SOCKET, SO_TIMESTAMPNS_OLD, 1)  # Linux before 5.1
             return ControlLayout(stamp=SO_TIMESTAMPNS_OLD)
         return ControlLayout()
+
+    def filter(self, filters: Sequence[tuple[int, int]]) -> None:
+        """Let only these frames pass, and error frames; what is queued stays."""
+        pairs = b"".join(struct.pack("=II", *pair) for pair in filters)
+        self._socket.setsockopt(SOL_CAN_RAW, CAN_RAW_FILTER, pairs)
 
     def _enlarge(self, channel: str, wanted_bytes: int) -> int:
         """Set the receive buffer; the kernel doubles what it is asked for, for its own use."""

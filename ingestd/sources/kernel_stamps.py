@@ -23,10 +23,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ingestd.clock import OFFSET_TOLERANCE_NS, WallClock, mono_ns, read_offset_ns
+from ingestd.clock import OFFSET_NOISE_NS, OFFSET_TOLERANCE_NS, WallClock, mono_ns, read_offset_ns
 from ingestd.model import Clock, ClockState, Int64s
 
-OFFSET_NOISE_NS: Final = 10_000  # Twice what a reading that was not interrupted may be off.
 # The kernel stamps a frame before it queues it, and may be busy in between: so much earlier than the window is allowed.
 QUEUE_LAG_NS_MAX: Final = 100_000_000
 NO_STAMP: Final = np.iinfo(np.int64).min // 2  # A frame without a stamp; no offset puts it anywhere near.
@@ -63,6 +62,7 @@ class Stamped(NamedTuple):
     ts_ns: Int64s
     spans: list[Span]
     step: ClockStep | None
+    now_ns: int  # when they had been read
 
 
 def place(wall_ns: Int64s, window: Window) -> tuple[Int64s, NDArray[np.uint8]]:
@@ -100,9 +100,12 @@ def _fits(ts_ns: Int64s, window: Window) -> NDArray[np.bool_]:
 class KernelStamps:
     """Converts the stamps of one queue of frames, read after read: `reading`, then read, then `convert`."""
 
-    def __init__(self, read_offset: Callable[[], int] = read_offset_ns, now: Callable[[], int] = mono_ns) -> None:
+    def __init__(
+        self, read_offset: Callable[[int | None], int] = read_offset_ns, now: Callable[[], int] = mono_ns
+    ) -> None:
+        """`read_offset` measures the offset between the clocks, or returns what it is given if that still holds."""
         self._read_offset, self._now = read_offset, now
-        self._wall = WallClock(read_offset)
+        self._wall = WallClock(lambda: read_offset(None))
         self._in_force = self._wall.now()
         # When the queue was last seen empty, and how the clocks stood then.
         self._empty_ns, self._offset_ns, self._clock = now(), self._in_force.utc_offset_ns, self._in_force
@@ -117,10 +120,12 @@ class KernelStamps:
 
         A clock that was set by less than the tolerance of `WallClock` counts as not set.
         """
-        offset_ns, now_ns = self._read_offset(), self._now()
+        offset_ns, now_ns = self._read_offset(self._offset_ns), self._now()
         if abs(offset_ns - self._offset_ns) <= OFFSET_NOISE_NS:
             offset_ns = self._offset_ns
-        was, self._in_force = self._in_force, self._wall.now(offset_ns)
+        was = self._in_force
+        if offset_ns != self._offset_ns or was.state is not ClockState.SET:
+            self._in_force = self._wall.now(offset_ns)
         window = Window(self._empty_ns, now_ns, self._offset_ns, offset_ns)
         ts_ns = wall_ns - offset_ns
         if offset_ns == self._offset_ns and _fits(ts_ns, window).all():
@@ -133,7 +138,7 @@ class KernelStamps:
             self._empty_ns, self._offset_ns, self._clock = self._reading_ns, offset_ns, self._in_force
         stepped = was.utc_offset_ns != self._in_force.utc_offset_ns
         step = ClockStep(was.utc_offset_ns, self._in_force.utc_offset_ns) if stepped else None
-        return Stamped(ts_ns, spans, step)
+        return Stamped(ts_ns, spans, step, now_ns)
 
 
 def _spans(by: NDArray[np.uint8], clocks: tuple[Clock, Clock, Clock]) -> Iterator[Span]:

@@ -61,16 +61,13 @@ class SocketCan:
         filters: Sequence[tuple[int, int]] | None = None,
         receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
         coalesce_s: float = COALESCE_S,
-        read_offset: Callable[[], int] = read_offset_ns,
+        read_offset: Callable[[int | None], int] = read_offset_ns,
     ) -> None:
         self.name = name
         self.channel = channel
         self.status = SourceStatus()
         self._fd = fd
-        self._filters = filters or None
-        if filters and len(filters) > FILTERS_MAX:
-            _log.warning("more filters than the kernel takes, so none source=%s count=%d", name, len(filters))
-            self._filters = None
+        self._filters: Sequence[tuple[int, int]] | None = None
         self._receive_buffer_bytes = receive_buffer_bytes
         self._coalesce_s = coalesce_s
         self._read_offset = read_offset
@@ -82,9 +79,19 @@ class SocketCan:
         self._counted_ns = 0  # … which is until then.
         self._read_count = 0  # Frames in the last read …
         self._read_at_s = 0.0  # … and when that was, by the loop's clock.
+        self.set_filters(filters or ())
 
     def __repr__(self) -> str:
         return f"<SocketCan {self.name}: {self.channel}, {self.status.link.value}>"
+
+    def set_filters(self, filters: Sequence[tuple[int, int]]) -> None:
+        """Record only these from now on; see the class. What signal databases know is known after capture began."""
+        if len(filters) > FILTERS_MAX:
+            _log.warning("more filters than the kernel takes, so none source=%s count=%d", self.name, len(filters))
+            return
+        self._filters = filters or None
+        if self._socket is not None and filters:
+            self._socket.filter(filters)
 
     async def run(self, recorder: Recorder) -> None:
         """Read until cancelled; see `model.Source`."""
@@ -166,8 +173,8 @@ class SocketCan:
         was, status.link = status.link, Link.OPEN
         if was is Link.RETRYING:
             self._event(recorder, "link_up")
-            _log.info("link up source=%s channel=%s", self.name, self.channel)
         if was is not Link.OPEN:
+            _log.info("link up source=%s channel=%s", self.name, self.channel)
             self._bus.reset()
         status.reason = f"{self.channel} is bus-off: {_how_to_restart(self.channel)}" if self._bus.is_off else ""
 
@@ -209,13 +216,15 @@ class SocketCan:
             if emptied and (frames is None or calls_max == CALLS_MAX):
                 break
         self._read_count = sum(len(part.wall_ns) for part in parts)
-        self._record(join(parts) if parts else None, emptied, recorder)
-        counted_ns = mono_ns()
-        self._count_lost(can_socket.lost(), self._counted_ns, counted_ns, recorder)
-        self._counted_ns = counted_ns
+        read_ns = self._record(join(parts) if parts else None, emptied, recorder)
+        lost = can_socket.lost()
+        if lost != self._lost:
+            self._count_lost(lost, self._counted_ns, mono_ns(), recorder)
+        self._counted_ns = max(self._counted_ns, read_ns)
         return bool(parts)
 
-    def _record(self, frames: Frames | None, emptied: bool, recorder: Recorder) -> None:
+    def _record(self, frames: Frames | None, emptied: bool, recorder: Recorder) -> int:
+        """Record what was read, with its clock; returns when it had been read."""
         stamped = self._stamps.convert(_NO_STAMPS if frames is None else frames.wall_ns, emptied=emptied)
         if frames is not None:
             batch = FrameBatch(self.name, stamped.ts_ns, *frames[2:])
@@ -228,6 +237,7 @@ class SocketCan:
             self._event(recorder, "clock_step", **stamped.step._asdict())
             moved_s = (stamped.step.to_offset_ns - stamped.step.from_offset_ns) / 1e9
             _log.warning("wall clock was set source=%s seconds=%+.3f", self.name, moved_s)
+        return stamped.now_ns
 
     def _count_lost_between(self, frames: Frames, ts_ns: Int64s, recorder: Recorder) -> None:
         """Count the frames that were lost before one of these was queued, and are not counted yet."""
