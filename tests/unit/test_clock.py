@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ingestd import clock
-from ingestd.clock import OFFSET_TOLERANCE_NS, WallClock, read_offset_ns
+from ingestd.clock import OFFSET_NOISE_NS, OFFSET_TOLERANCE_NS, WallClock, read_offset_ns
 from ingestd.model import Clock, ClockState
-from ingestd.sources.kernel_stamps import NO_STAMP, OFFSET_NOISE_NS, ClockStep, KernelStamps, Stamped
+from ingestd.sources.kernel_stamps import NO_STAMP, ClockStep, KernelStamps, Stamped
 
 OFFSET_NS = 1_800_000_000_000_000_000
 HOUR_NS = 3_600_000_000_000
@@ -28,7 +28,7 @@ class Machine:
         self.noise_ns = 0
         self.true_ns: list[int] = []  # of the frames that are queued
         self.queue: list[int] = []
-        self.stamps = KernelStamps(lambda: self.offset_ns + self.noise_ns, lambda: self.mono_ns)
+        self.stamps = KernelStamps(lambda _: self.offset_ns + self.noise_ns, lambda: self.mono_ns)
 
     def wait(self, ns: int) -> None:
         self.mono_ns += ns
@@ -75,6 +75,16 @@ def test_an_interrupted_reading_is_taken_again(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(clock.time, "monotonic_ns", lambda: next(mono))
     monkeypatch.setattr(clock.time, "time_ns", lambda: next(wall))
     assert read_offset_ns() == 100
+
+
+def test_a_known_offset_that_still_holds_takes_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that does not is measured."""
+    mono = iter([1000, 2000, 3000, 3200])
+    wall = iter([1000 + 500 + OFFSET_NOISE_NS, 2000 + 501 + OFFSET_NOISE_NS, 3100 + 777])
+    monkeypatch.setattr(clock.time, "monotonic_ns", lambda: next(mono))
+    monkeypatch.setattr(clock.time, "time_ns", lambda: next(wall))
+    assert read_offset_ns(500) == 500
+    assert read_offset_ns(500) == 777
 
 
 def test_the_offset_in_force_changes_only_beyond_the_tolerance() -> None:

@@ -71,7 +71,7 @@ class World:
         monkeypatch.setattr(socketcan, "look", self._look)
         monkeypatch.setattr(socketcan, "CanSocket", self._open)
         monkeypatch.setattr(socketcan, "LOOK_S", 0.01)
-        self.source = SocketCan("engine", "can0", coalesce_s=0.002, read_offset=lambda: OFFSET_NS)
+        self.source = SocketCan("engine", "can0", coalesce_s=0.002, read_offset=lambda _: OFFSET_NS)
         self.recording = Recording()
 
     def _look(self, channel: str) -> Interface | None:
@@ -258,7 +258,7 @@ def test_filters_that_the_kernel_cannot_take_are_not_used() -> None:
 
 async def test_a_small_buffer_is_read_more_often(world: World) -> None:
     """However fast frames come, a read finds no more than an eighth of what the buffer holds."""
-    source = SocketCan("engine", "can0", coalesce_s=0.02, read_offset=lambda: OFFSET_NS)
+    source = SocketCan("engine", "can0", coalesce_s=0.02, read_offset=lambda _: OFFSET_NS)
     source._socket = FakeSocket()
     source._socket.buffer_bytes = 425_984  # what the kernel makes of its default limit: some 416 frames
     for rate, longest_s in ((100, 0.02), (2_000, 0.02), (8_000, 52 / 8_000), (16_000, 52 / 16_000)):
