@@ -1,9 +1,10 @@
 """What receiving, keeping, decoding and storing a frame costs, beside what others do with less.
 
 Every program gets the same frames from the same sender on the same buses, with its own defaults. It is there before the
-first frame, so that all it did not keep counts as lost. Its cost is what the whole guest used while it ran, less what
-the guest used while the sender sent to nobody (see live_meter), less the user part of PostgreSQL's processes; the
-kernel's work for PostgreSQL cannot be told from that for the program and is therefore counted as the program's.
+first frame, so that all it did not keep counts as lost. Here, its cost is the processor time of its processes. In the
+guest it is what the whole guest used while it ran, less what the guest used while the sender sent to nobody (see
+live_meter), less the user part of PostgreSQL's processes; the kernel's work for PostgreSQL cannot be told from that
+for the program and is therefore counted as the program's.
 """
 
 from __future__ import annotations
@@ -15,10 +16,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from live_guest import CHANNELS, DBC, HERE, PYTHON, WAIT_SECONDS_MAX, Daemon, Probe, Sender, Server, wait_until
-from live_meter import Meter, Reading
+from live_guest import (
+    CHANNELS,
+    DBC,
+    HERE,
+    PYTHON,
+    WAIT_SECONDS_MAX,
+    Daemon,
+    Probe,
+    Sender,
+    Server,
+    environment,
+    family,
+    listeners,
+    wait_until,
+)
+from live_meter import TICKS, Meter, Reading, run_ns
 
 RATES = ((1_000, 1), (8_000, 1), (32_000, 4))  # frames/s in all, buses
 
@@ -33,8 +48,7 @@ class Cost:
     kept: float  # of the frames sent, 1 is all
     frame_us: float  # of processor time for a frame that was kept
     user_us: float  # of that, in the program's own code
-    postgres_us: float  # not in it: PostgreSQL's processes, in user mode
-    busy: float  # of the guest's processor, with everything that runs in it
+    postgres_us: float  # not in it: PostgreSQL's processes
 
 
 class Program(Protocol):
@@ -45,6 +59,9 @@ class Program(Protocol):
 
     def start(self, buses: int, folder: Path) -> None:
         """Begin; returns when it listens."""
+
+    def pids(self) -> list[int]:
+        """All its processes."""
 
     def settled(self) -> bool:
         """Whether what it does once only is behind it, after the first frames."""
@@ -69,9 +86,18 @@ class Lines:
         for group, file in zip(groups, self._files, strict=True):
             with (folder / f"{file.stem}.out").open("wb") as out:
                 self._running.append(
-                    subprocess.Popen(self._command(group, file), stdout=out, stderr=subprocess.STDOUT, cwd=HERE.parent)
+                    subprocess.Popen(
+                        self._command(group, file),
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        cwd=HERE.parent,
+                        env=environment(),
+                    )
                 )
         wait_until(lambda: listeners() == buses, f"{self.name} listens")
+
+    def pids(self) -> list[int]:
+        return [each.pid for each in self._running]
 
     def settled(self) -> bool:
         return True
@@ -111,6 +137,9 @@ class Ours:
         self.daemon.wait_until_serving()
         self._probe = Probe(dsn)
 
+    def pids(self) -> list[int]:
+        return family(self.daemon.process.pid)
+
     def settled(self) -> bool:
         return self._probe.stored() > 0
 
@@ -123,12 +152,6 @@ class Ours:
         if self.fates.committed + self.fates.pending + self.fates.dropped < sent or stored < self.fates.committed:
             print(f"  BOOKS: sent {sent:,}, stored {stored:,}, {self.fates}", flush=True)
         return stored
-
-
-def listeners() -> int:
-    """How many interfaces somebody receives everything from."""
-    lines = Path("/proc/net/can/rcvlist_all").read_text().splitlines()
-    return sum(line.split()[:1] != [] and line.split()[0] in CHANNELS for line in lines)
 
 
 def programs(server: Server) -> list[Program]:
@@ -152,52 +175,90 @@ def programs(server: Server) -> list[Program]:
 
 
 class Bench:
-    """Measures one program after the other."""
+    """Measures one program after the other, here: a process's own time, as the kernel counts it."""
 
-    def __init__(self, meter: Meter, sender: Sender, folder: Path, seconds: float) -> None:
-        """To be made before PostgreSQL is started: what there is by then is not PostgreSQL's."""
-        self._meter, self._sender, self._folder, self._seconds = meter, sender, folder, seconds
-        self._not_postgres = set(meter.read().spaces_ns)
+    def __init__(self, sender: Sender, folder: Path, seconds: float) -> None:
+        self._sender, self._folder, self._seconds = sender, folder, seconds
         self._warm_up_s = min(3.0, seconds)
 
-    def _window(self) -> tuple[Reading, Reading, int]:
-        begin, sent = self._meter.read(), self._sender.sent
-        time.sleep(self._seconds)
-        return begin, self._meter.read(), self._sender.sent - sent
+    def nobody(self, rate: int, buses: int) -> str:
+        """Measure what sending takes when there is no receiver; says so."""
+        return f"{rate:,} frames/s on {buses} bus(es)"
 
-    def sending_to_nobody(self, rate: int, buses: int) -> tuple[float, float]:
-        """Nanoseconds of the guest for a frame, and per second, with no receiver."""
-        self._sender.start(rate, buses)
-        time.sleep(self._warm_up_s)
-        begin, end, sent = self._window()
-        self._sender.pause()
-        used = end.all_ns - begin.all_ns
-        return used / sent, used / (end.at_ns - begin.at_ns) * 1e9
-
-    def cost(self, program: Program, rate: int, buses: int, nobody_ns: float) -> Cost:
+    def cost(self, program: Program, server: Server, rate: int, buses: int) -> Cost:
+        """Run a program at a rate."""
         folder = self._folder / f"{time.monotonic_ns()}"
         folder.mkdir()
-        before = self._meter.read()
+        self._before_start()
         program.start(buses, folder)
         self._sender.start(rate, buses)
         time.sleep(self._warm_up_s)
         wait_until(program.settled, f"{program.name} has settled", pause_s=0.5)
         time.sleep(1.0)
-        begin, end, sent_meanwhile = self._window()
+        begin, at, sent = self._read(program, server), time.monotonic(), self._sender.sent
+        time.sleep(self._seconds)
+        end, seconds, sent_meanwhile = self._read(program, server), time.monotonic() - at, self._sender.sent - sent
         sent = self._sender.pause()
         kept = program.stop(sent) / sent
-        own = set(end.newer_than(before)[: program.processes])
-        used = {space: ns - begin.spaces_ns.get(space, 0) for space, ns in end.spaces_ns.items()}
-        postgres = sum(ns for space, ns in used.items() if space not in own | self._not_postgres)
-        whole = end.all_ns - begin.all_ns
+        all_ns, own_ns, postgres_ns = self._used(begin, end, program, sent_meanwhile)
         frames = sent_meanwhile * kept
         return Cost(
-            program.name,
-            rate,
-            sent_meanwhile / ((end.at_ns - begin.at_ns) / 1e9),
-            kept,
-            (whole - nobody_ns * sent_meanwhile - postgres) / frames / 1000,
-            sum(used[space] for space in own) / frames / 1000,
-            postgres / frames / 1000,
-            whole / (end.at_ns - begin.at_ns),
-        )
+            program.name, rate, sent_meanwhile / seconds, kept,
+            *(ns / frames / 1000 for ns in (all_ns, own_ns, postgres_ns)),
+        )  # fmt: skip
+
+    def _before_start(self) -> None:
+        pass
+
+    def _read(self, program: Program, server: Server) -> Any:
+        return [usage(program.pids()), usage(family(server.pid))]
+
+    def _used(self, begin: Any, end: Any, program: Program, sent: int) -> tuple[float, float, float]:  # noqa: ARG002
+        """Nanoseconds: in all, in user mode; and PostgreSQL's."""
+        own, user, postgres = end[0][0] - begin[0][0], end[0][1] - begin[0][1], end[1][0] - begin[1][0]
+        return own, user, postgres
+
+
+def usage(pids: list[int]) -> tuple[float, float]:
+    """Nanoseconds that these processes have used; and of them in user mode, as ticks tell."""
+    total, user, system = 0, 0, 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            user, system = user + int(fields[11]), system + int(fields[12])
+            total += run_ns(Path(f"/proc/{pid}"))
+    return total, user * 1e9 / TICKS
+
+
+class GuestBench(Bench):
+    """The same in the guest, by what the host counts."""
+
+    def __init__(self, meter: Meter, sender: Sender, folder: Path, seconds: float) -> None:
+        """To be made before PostgreSQL is started: what there is by then is not PostgreSQL's."""
+        super().__init__(sender, folder, seconds)
+        self._meter = meter
+        self._not_postgres = set(meter.read().spaces_ns)
+        self._nobody_ns = 0.0
+
+    def nobody(self, rate: int, buses: int) -> str:
+        self._sender.start(rate, buses)
+        time.sleep(self._warm_up_s)
+        begin, sent = self._meter.read(), self._sender.sent
+        time.sleep(self._seconds)
+        end, sent = self._meter.read(), self._sender.sent - sent
+        self._sender.pause()
+        self._nobody_ns = (end.all_ns - begin.all_ns) / sent
+        return f"{super().nobody(rate, buses)}; sending alone takes {self._nobody_ns / 1000:.1f} µs a frame"
+
+    def _before_start(self) -> None:
+        self._before = self._meter.read()
+
+    def _read(self, program: Program, server: Server) -> Reading:  # noqa: ARG002
+        return self._meter.read()
+
+    def _used(self, begin: Reading, end: Reading, program: Program, sent: int) -> tuple[float, float, float]:
+        own = set(end.newer_than(self._before)[: program.processes])
+        used = {space: ns - begin.spaces_ns.get(space, 0) for space, ns in end.spaces_ns.items()}
+        postgres = sum(ns for space, ns in used.items() if space not in own | self._not_postgres)
+        all_ns = end.all_ns - begin.all_ns - postgres - self._nobody_ns * sent
+        return all_ns, sum(used[space] for space in own), postgres

@@ -1,6 +1,6 @@
-"""What bench/live.py measures with, inside the guest: buses, a sender, a PostgreSQL, a daemon.
+"""What bench/live.py measures with, in the guest and here: buses, a sender, a PostgreSQL, a daemon.
 
-Everything lies on tmpfs unless it says otherwise, so that no disk of this machine is measured.
+With LIVE_STAND_IN in the environment, a library made of live_stand_in.c, that is what programs have instead of buses.
 """
 
 from __future__ import annotations
@@ -34,6 +34,23 @@ CHANNELS = ("can0", "can1", "can2", "can3")
 DBC = demo.databases()["powertrain"]
 WAIT_SECONDS_MAX = 120.0
 HTTP = "127.0.0.1:9464"
+STAND_IN = os.environ.get("LIVE_STAND_IN", "")
+FIRST_PORT = 20000
+
+
+def environment() -> dict[str, str]:
+    """For a program that reads from the buses."""
+    return {**os.environ, **({"LD_PRELOAD": STAND_IN} if STAND_IN else {})}
+
+
+def listeners() -> int:
+    """How many interfaces somebody receives everything from."""
+    if STAND_IN:
+        ports = {f":{FIRST_PORT + number:04X}" for number in range(len(CHANNELS))}
+        lines = Path("/proc/net/udp").read_text().splitlines()[1:]
+        return sum(line.split()[1][8:] in ports for line in lines)
+    lines = Path("/proc/net/can/rcvlist_all").read_text().splitlines()
+    return sum(line.split()[:1] != [] and line.split()[0] in CHANNELS for line in lines)
 
 
 def wait_until(condition: Any, what: str, seconds: float = WAIT_SECONDS_MAX, pause_s: float = 0.02) -> None:
@@ -118,6 +135,11 @@ class Server:
     def dsn_of(self, name: str) -> str:
         return f"postgresql://postgres@/{name}?host={self._data}"
 
+    @property
+    def pid(self) -> int:
+        """The process that started all the others."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
     def version(self) -> str:
         probe = Probe(self.dsn)
         try:
@@ -191,7 +213,9 @@ class Daemon:
         )
         self.started_ns = time.monotonic_ns()
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen([PYTHON, "-m", "ingestd", "run", "-c", str(config)], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [PYTHON, "-m", "ingestd", "run", "-c", str(config)], stdout=log, stderr=log, env=environment()
+            )
 
     def wait_until_serving(self) -> None:
         """Until it records and its HTTP side answers."""

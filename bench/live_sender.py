@@ -8,6 +8,8 @@ A process of its own, the same for everything that is compared. STATE is a file 
     1  frames/s for each of them, 0: pause  4  frames sent to each interface so far
     2  never more than this many frames to each
 
+With LIVE_STAND_IN in the environment they go to live_stand_in.c instead: as datagrams to port 20000 and so on.
+
 Frames leave every two milliseconds, as those that came over a wire meanwhile. If it is held up, it catches up.
 """
 
@@ -17,6 +19,7 @@ import ctypes
 import mmap
 import os
 import socket
+import struct
 import sys
 import time
 from pathlib import Path
@@ -46,11 +49,18 @@ class Burst:
     """sendmmsg of a part of the cycle to one interface."""
 
     def __init__(self, channel: str, vectors: np.ndarray, messages: np.ndarray) -> None:
-        self._vectors, self._count, self._address = vectors, len(messages), messages.ctypes.data
-        self._socket = socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW)
-        self._socket.setsockopt(socket.SOL_CAN_RAW, socket.CAN_RAW_FILTER, b"")
+        if os.environ.get("LIVE_STAND_IN"):
+            messages = messages.copy()
+            self._there = np.frombuffer(struct.pack("=HHI8x", socket.AF_INET, *there(channel)), np.uint8)
+            messages[:, 0], messages[:, 1] = self._there.ctypes.data, len(self._there)
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        else:
+            self._socket = socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW)
+            self._socket.setsockopt(socket.SOL_CAN_RAW, socket.CAN_RAW_FILTER, b"")
+            self._socket.bind((channel,))
+        self._vectors, self._messages = vectors, messages
+        self._count, self._address = len(messages), messages.ctypes.data
         self._socket.setsockopt(socket.SOL_SOCKET, 32, 16 << 20)  # SO_SNDBUFFORCE
-        self._socket.bind((channel,))
         self._fileno = self._socket.fileno()
         self._sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
         self._sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
@@ -62,6 +72,11 @@ class Burst:
         if sent < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return int(sent)
+
+
+def there(channel: str) -> tuple[int, int]:
+    """Port and address of an interface's stand-in, in network order."""
+    return socket.htons(20000 + int(channel.removeprefix("can"))), socket.htonl(0x7F000001)
 
 
 def main(state_path: str, channels: list[str]) -> None:
