@@ -157,18 +157,19 @@ class Log:
                 account.feed_id = feed_id
 
     def settle_end(self, account: StretchAccount, seen: Mapping[str, int], sequence: int) -> None:
-        """Everything there is of a stretch that has ended was read, up to `sequence`: what is missing is damage.
+        """Everything there is of a stretch that has ended was read, up to `sequence`: settle what is missing behind it.
 
         `seen` counts the frames of each source that were there, or are known to be lost.
         """
         if account.acknowledged < sequence or account.is_settled:
             return
+        reason = "budget" if account.removed_through > sequence else "damage"
         missing = {source: through - seen[source] for source, through in account.journalled.items()}
-        dropped = {source: {"damage": count} for source, count in missing.items() if count > 0}
+        dropped = {source: {reason: count} for source, count in missing.items() if count > 0}
         self.acknowledge(account.id, account.sequence_last, {}, {}, dropped)
-        for source, reasons in dropped.items():
+        for source in dropped:
             at_ns = account.last_ns.get(source, 0)
-            self.append_event(gap(source, "damage", reasons["damage"], at_ns, at_ns), NO_CLOCK, {})
+            self.append_event(gap(source, reason, missing[source], at_ns, at_ns), NO_CLOCK, {})
 
     def _append(self, kind: Kind, payload: bytes, source: str = "", clock: Clock = NO_CLOCK, ts_ns: int = 0,
                 frames_count: int = 0, frames_before: int = 0) -> str:  # fmt: skip
