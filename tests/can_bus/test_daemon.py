@@ -17,9 +17,11 @@ from ingestd.decode.databases import load
 from ingestd.imports import ImportOptions, import_file
 from ingestd.pipeline import Binding
 from tests.can_bus.bus import Bus
+from tests.can_bus.receivers import flooding
 from tests.recorder import Recorder, wait_until
 
 PLAYED_SECONDS = 6.0  # of the capture, with its own spacing
+RATE, SECONDS = 8_000, 20  # of each of four buses
 JITTER_MS_MAX = 50.0  # The player and the daemon share one processor, which is not the guest's alone.
 
 
@@ -109,3 +111,31 @@ def test_a_capture_played_in_its_own_time(
     apart_ms -= np.median(apart_ms)
     assert np.abs(apart_ms).max() < JITTER_MS_MAX
     assert np.median(np.abs(apart_ms)) < JITTER_MS_MAX / 10
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_machine")
+def test_four_buses_at_8000_frames_a_second_into_the_database(tmp_path: Path, migrated: str, buses: list[Bus]) -> None:
+    """The daemon and PostgreSQL on one processor: every frame of 20 s is recorded, and then stored, once."""
+    sent = RATE * SECONDS
+    tables = "".join(f'[[can]]\nname = "{bus.channel}"\n' for bus in buses)
+    daemon = Recorder(tmp_path, migrated, tables)
+    daemon.start()
+    try:
+        daemon.wait_for("the database takes data")
+        with flooding(RATE, SECONDS, *(bus.channel for bus in buses)) as flood:
+            assert flood.stdin is not None
+            assert flood.stdout is not None
+            flood.stdin.write("go\n")
+            flood.stdin.flush()
+            assert flood.stdout.readline() == "done\n"
+        count = "SELECT coalesce(sum(frame_count), 0) FROM frame_chunks"
+        wait_until(lambda: fetch(migrated, count)[0][0] >= 4 * sent, "every frame", 120, daemon.log)
+        log = daemon.stop()
+    finally:
+        daemon.close()
+    for bus in buses:
+        assert f"source={bus.channel} received={sent} committed={sent} pending=0 rejected=0 dropped=0" in log
+        rows = fetch(migrated, "SELECT data FROM frame_chunks WHERE source = $1 ORDER BY id", bus.channel)
+        numbers = np.frombuffer(b"".join(row[0] for row in rows), "<u8")
+        assert (numbers == np.arange(sent)).all()
