@@ -26,6 +26,7 @@ def without_harness(reason: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS_MAX + 60)
+@pytest.mark.timeout(SECONDS_MAX + 60)
 def test_socketcan_in_a_kernel_of_its_own() -> None:
     """Every test below tests/can_bus passes there, and none is skipped."""
     check = subprocess.run([WITH_CAN, "--check"], capture_output=True, text=True, timeout=SECONDS_MAX)
