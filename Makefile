@@ -22,7 +22,7 @@ check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, im
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n $(WORKERS) tests/unit
 
 bench: $(VENV)/.installed-test ## measure what docs/benchmarks.md says, here
 	$(BIN)/python bench/import.py
