@@ -17,6 +17,7 @@ from ingestd.cli.console import complain, err
 from ingestd.cli.db import db_group
 from ingestd.cli.demo import demo_command
 from ingestd.cli.importing import import_command
+from ingestd.cli.journal import journal_group
 from ingestd.cli.running import run_command
 from ingestd.cli.sessions import sessions_group
 from ingestd.errors import IngestdError
@@ -28,7 +29,7 @@ def commands() -> None:
     """Telemetry from CAN buses and captures into PostgreSQL, with nothing lost on the way."""
 
 
-for command in (run_command, import_command, check_command, sessions_group, db_group, demo_command):
+for command in (run_command, import_command, check_command, sessions_group, journal_group, db_group, demo_command):
     commands.add_command(command)
 
 

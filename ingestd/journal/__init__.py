@@ -16,7 +16,8 @@ in what nobody reads (`ingestd journal verify` reads everything).
 The files of this package, in the order of the way of a frame: `journal` is the face of it; `log` appends,
 `losses` holds what could not be, `record` is the format of records and `segment` of files, `shelf` knows the files,
 `room` keeps them within the budget, `ledger` keeps the books, `reader` reads back, `recovery` finds out what earlier
-runs left, `holder` is the lock.
+runs left, `holder` is the lock;
+`scan` looks from outside.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from ingestd.journal.journal import Journal, LastSession, Recovery, Stretch
 from ingestd.journal.log import SessionInfo
 from ingestd.journal.reader import ReadResult, StretchReader
 from ingestd.journal.record import Kind, Record, merge
+from ingestd.journal.scan import JournalView, scan
 
 __all__ = [
     "Journal",
+    "JournalView",
     "Kind",
     "LastSession",
     "ReadResult",
@@ -37,4 +40,5 @@ __all__ = [
     "Stretch",
     "StretchReader",
     "merge",
+    "scan",
 ]
