@@ -1,233 +1,332 @@
-"""`ingestd journal`: what lies in the journal's folder. Only reads it; a daemon may go on recording."""
+"""`ingestd journal`: what lies on the local disk, whether it is whole, and out of it without a database."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ingestd.cli.console import Listing, err, json_option, out, warn
+from ingestd.cli.console import Listing, err, json_option, moment, out, warn
+from ingestd.cli.journal_export import Told, candump, jsonl
 from ingestd.config import journal_folder, load_config
-from ingestd.errors import IngestdError, UsageError
-from ingestd.journal import JournalView, Kind, Record, scan
-from ingestd.model import Flag, FrameBatch, SerialFlag
+from ingestd.errors import UsageError
+from ingestd.model import ClockState
 
-ERROR_FRAME = 0x20000000  # CAN_ERR_FLAG of linux/can.h, which candump prints as part of the id.
+# The journal itself is imported by its commands: the others do without, also where its kind of lock is unknown.
+if TYPE_CHECKING:
+    from ingestd.journal import Record
+    from ingestd.journal.inspection import JournalSight, StretchSight
+    from ingestd.journal.verification import Verification
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAMAGES_SHOWN_MAX = 50
+ANY_DATABASE = "postgresql://"  # These commands need none, and a configuration must name one.
 
 
-def place_options(command: Any) -> Any:
-    """PATH or -c FILE: which journal."""
-    command = click.argument("path", required=False, type=click.Path(path_type=Path))(command)
-    return click.option(
-        "-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="Take the folder from a configuration."
-    )(command)
+def where_options(command: Callable[..., None]) -> Callable[..., None]:
+    """PATH and -c."""
+    configuration = click.option(
+        "-c", "--config", "config", type=click.Path(path_type=Path), metavar="FILE",
+        help="The journal of this configuration.",
+    )  # fmt: skip
+    return click.argument("path", required=False, type=click.Path(path_type=Path))(configuration(command))
 
 
-def place(path: Path | None, config: Path | None) -> JournalView:
-    """The journal that was asked for: PATH, that of a configuration, or the one the daemon uses by default."""
+def folder_of(path: Path | None, config: Path | None) -> Path:
+    """The journal's folder: as named, as configured, or the default. Raises UsageError."""
     if path is not None and config is not None:
-        raise UsageError("give PATH or --config, not both")
-    return scan(path or (load_config(config).journal.path if config else journal_folder()))
+        raise UsageError("a PATH and -c name a journal each", "leave one of the two out")
+    if config is not None:
+        return load_config(config, dsn=ANY_DATABASE).journal.path
+    return journal_folder() if path is None else path
 
 
 @click.group("journal")
 def journal_group() -> None:
-    """What the daemon has recorded and the database does not have yet, or had last."""
+    """The journal: what is on the local disk, sent or not. Works beside a running daemon and changes nothing.
+
+    PATH is the journal's folder. Without it and without -c it is the default one.
+    """
 
 
 @journal_group.command("status")
-@place_options
+@where_options
 @json_option
-def status_command(path: Path | None, config: Path | None, as_json: bool) -> None:
-    """What is in the journal at PATH: its stretches, and where the frames of each source are."""
-    view = place(path, config)
+def journal_status(path: Path | None, config: Path | None, as_json: bool) -> None:
+    """Where every frame is: who holds the journal, its stretches, and the books of each source."""
+    from ingestd.journal.inspection import look
+
+    sight = look(folder_of(path, config))
     if as_json:
-        out.print_json(json.dumps(status_json(view)), indent=None)
-        return
-    held = f"held by {view.holder}" if view.holder else "not in use"
-    out.print(f"{view.folder}: {view.bytes_used:,} bytes, {held}")
-    listed = Listing(
-        "stretch", "session", "segments", "bytes", "records", "acknowledged", "frames", "pending",
-        whole=["stretch", "session"],
-    )  # fmt: skip
-    for each in view.stretches():
-        account = each.account
-        listed.add(
-            account.id, account.session_id, each.segments, f"{each.bytes:,}", f"{each.records:,}",
-            f"{account.acknowledged:,} of {account.sequence_last:,}", f"{each.frames:,}", f"{each.pending:,}",
-        )  # fmt: skip
-    out.print(listed)
-    books = Listing("source", "received", "committed", "pending", "rejected", "dropped", "", whole=["source"])
-    for source, of in view.books().items():
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in of.dropped.items()) or "0"
-        balance = "balanced" if of.balanced else "NOT BALANCED"
-        books.add(source, *(f"{n:,}" for n in (of.received, of.committed, of.pending, of.rejected)), dropped, balance)
-    out.print(books)
-    for message in [*view.stock.warnings, *map(str, view.stock.damages)]:
+        out.print_json(json.dumps(status_json(sight)), indent=None)
+    else:
+        print_status(sight)
+
+
+def print_status(sight: JournalSight) -> None:
+    """What is in a journal, for people."""
+    for message in sight.warnings:
         warn(message)
+    out.print(f"journal {sight.folder}: {f'held by {sight.holder}' if sight.holder else 'nobody holds it'}")
+    unused = f", and {sight.unused:,} allocated ahead" if sight.unused else ""
+    out.print(f"{sight.segments:,} segment{'s' * (sight.segments != 1)}{unused}; {decimal(sight.bytes)} in all")
+    stretches = Listing(
+        "stretch", "session", "begun (UTC)", "segments", "bytes", "frames", "pending", "records", "acknowledged",
+        whole=["stretch"],
+    )  # fmt: skip
+    for stretch in sight.stretches:
+        stretches.add(
+            stretch.id[:8], stretch.session_name or stretch.session_id, begun(stretch), f"{stretch.segments:,}",
+            decimal(stretch.bytes), f"{sum(stretch.frames.values()):,}", f"{sum(stretch.pending.values()):,}",
+            f"{stretch.records:,}", f"{stretch.acknowledged:,}",
+        )  # fmt: skip
+    out.print(stretches if sight.stretches else "nothing is recorded in it")
+    for stretch in sight.stretches:
+        if stretch.feed_id != stretch.id:
+            out.print(f"stretch {stretch.id[:8]} is sent as feed {stretch.feed_id}")
+    if sight.books:
+        books = Listing("source", "received", "committed", "pending", "rejected", "dropped", "books", whole=["source"])
+        for source, of in sight.books.items():
+            dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(of.dropped.items()))
+            books.add(
+                source, f"{of.received:,}", f"{of.committed:,}", f"{of.pending:,}", f"{of.rejected:,}", dropped or "0",
+                "balanced" if of.balanced else "NOT BALANCED",
+            )  # fmt: skip
+        out.print(books)
+    if sight.torn_bytes:
+        out.print(f"{sight.torn_bytes:,} bytes at the ends of stretches were not written whole")
+    for damage in sight.damages[:DAMAGES_SHOWN_MAX]:
+        out.print(f"damaged: {damage}")
+    if sight.damages:
+        out.print(f"{len(sight.damages):,} damaged places in what was read; ingestd journal verify reads all of it")
+    aside = (sight.rejected, "rejected records: ingestd journal export --rejected"), (sight.aside, "damage kept aside")
+    for files, what in aside:
+        if files:
+            out.print(
+                f"{len(files):,} file{'s' * (len(files) > 1)}, {decimal(sum(file.bytes for file in files))}, of {what}"
+            )
 
 
-def status_json(view: JournalView) -> dict[str, Any]:
-    """The status for programs."""
+def begun(stretch: StretchSight) -> str:
+    """When a stretch begins, for people."""
+    if stretch.begun_ns is None or stretch.begun_clock is None:
+        return ""
+    shown = moment(EPOCH + timedelta(microseconds=stretch.begun_ns // 1000))
+    clock = stretch.begun_clock.state
+    return shown if clock is ClockState.SET else f"{shown} (clock {clock.name.lower()})"
+
+
+def status_json(sight: JournalSight) -> dict[str, Any]:
+    """What is in a journal, for programs."""
     return {
-        "path": str(view.folder),
-        "bytes": view.bytes_used,
-        "held_by": view.holder,
-        "torn_bytes": view.stock.torn_bytes,
-        "warnings": view.stock.warnings,
-        "damage": [{"file": d.path.name, "offset": d.offset, "bytes": len(d.data)} for d in view.stock.damages],
+        "folder": str(sight.folder),
+        "held_by": sight.holder,
+        "segments": sight.segments,
+        "unused_segments": sight.unused,
+        "bytes": sight.bytes,
         "stretches": [
             {
-                "id": each.account.id,
-                "feed_id": each.account.feed_id,
-                "session_id": str(each.account.session_id),
-                "segments": each.segments,
-                "bytes": each.bytes,
-                "records": each.records,
-                "acknowledged": each.account.acknowledged,
-                "last_sequence": each.account.sequence_last,
-                "frames": each.frames,
-                "pending": each.pending,
+                "id": stretch.id,
+                "session": str(stretch.session_id),
+                "session_name": stretch.session_name,
+                "boot": stretch.boot_id,
+                "machine": stretch.machine_id,
+                "feed": stretch.feed_id,
+                "newest": stretch.is_newest,
+                "begun_utc": (
+                    None if stretch.begun_ns is None
+                    else (EPOCH + timedelta(microseconds=stretch.begun_ns // 1000)).isoformat()
+                ),
+                "clock": None if stretch.begun_clock is None else stretch.begun_clock.state.name.lower(),
+                "segments": stretch.segments,
+                "bytes": stretch.bytes,
+                "records": stretch.records,
+                "acknowledged": stretch.acknowledged,
+                "frames": stretch.frames,
+                "pending": stretch.pending,
             }
-            for each in view.stretches()
+            for stretch in sight.stretches
         ],
         "books": {
             source: {
-                "received": of.received,
-                "committed": of.committed,
-                "pending": of.pending,
-                "rejected": of.rejected,
-                "dropped": dict(of.dropped),
-                "balanced": of.balanced,
+                "received": of.received, "committed": of.committed, "pending": of.pending, "rejected": of.rejected,
+                "dropped": dict(of.dropped), "balanced": of.balanced,
             }
-            for source, of in view.books().items()
+            for source, of in sight.books.items()
         },
-    }
+        "torn_bytes": sight.torn_bytes,
+        "damage": [{"file": d.path.name, "offset": d.offset, "bytes": len(d.data)} for d in sight.damages],
+        "rejected_files": [{"file": file.path.name, "bytes": file.bytes} for file in sight.rejected],
+        "damage_files": [{"file": file.path.name, "bytes": file.bytes} for file in sight.aside],
+        "warnings": sight.warnings,
+    }  # fmt: skip
 
 
 @journal_group.command("verify")
-@place_options
+@where_options
 @json_option
-def verify_command(path: Path | None, config: Path | None, as_json: bool) -> None:
-    """Read everything in the journal at PATH and check every byte. Exits with 1 if anything is damaged."""
-    view = place(path, config)
-    problems = list(view.verify())
+def journal_verify(path: Path | None, config: Path | None, as_json: bool) -> None:
+    """Read every byte. Says what is damaged and what that cost; then, or if a file cannot be read, exits with 1."""
+    from ingestd.journal.verification import verify
+
+    folder = folder_of(path, config)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(folder.name, total=None)
+        found = verify(folder, lambda done, total: bar.update(task, completed=done, total=total))
+    for message in found.warnings:
+        warn(message)
     if as_json:
-        found = [{"file": p.file, "offset": p.offset, "what": p.what, "frames": dict(p.frames)} for p in problems]
-        out.print_json(json.dumps({"torn_bytes": view.stock.torn_bytes, "problems": found}), indent=None)
-    for problem in [] if as_json else problems:
-        where = (
-            f"{problem.file} at {problem.offset}: " if problem.offset else f"{problem.file}: " if problem.file else ""
-        )
-        lost = "".join(f"; {source}: {count:,} frames lost" for source, count in problem.frames.items())
-        out.print(f"{where}{problem.what}{lost}")
-    if problems:
-        raise IngestdError(f"{len(problems)} problems in {view.folder}", "what can be read is sent all the same")
-    if not as_json:
-        records = sum(each.records for each in view.stretches())
-        out.print(
-            f"{view.folder}: {records:,} records in {len(view.stock.segments)} segments, all as they were written"
-        )
+        out.print_json(json.dumps(verification_json(folder, found)), indent=None)
+    else:
+        print_verification(folder, found)
+    if found.findings or found.warnings:
+        raise click.exceptions.Exit(1)
+
+
+def print_verification(folder: Path, found: Verification) -> None:
+    """What reading all of it found, for people."""
+    for finding in found.findings[:DAMAGES_SHOWN_MAX]:
+        out.print(f"damaged: {finding}")
+    if len(found.findings) > DAMAGES_SHOWN_MAX:
+        out.print(f"… and {len(found.findings) - DAMAGES_SHOWN_MAX:,} more places; --json has all")
+    frames = ", ".join(f"{count:,} of {source}" for source, count in sorted(found.frames.items()))
+    out.print(
+        f"journal {folder}: {found.segments:,} segments, {decimal(found.bytes)}, {found.records:,} records, "
+        f"frames: {frames or 'none'}"
+    )
+    if found.torn_bytes:
+        out.print(f"{found.torn_bytes:,} bytes at the ends of stretches were not written whole, which is no damage")
+    out.print(f"{len(found.findings):,} damaged places" if found.findings else "no damage")
+
+
+def verification_json(folder: Path, found: Verification) -> dict[str, Any]:
+    """What reading all of it found, for programs."""
+    return {
+        "folder": str(folder),
+        "segments": found.segments,
+        "bytes": found.bytes,
+        "records": found.records,
+        "frames": dict(found.frames),
+        "rejected_frames": dict(found.rejected_frames),
+        "torn_bytes": found.torn_bytes,
+        "damage": [finding.as_json() for finding in found.findings],
+        "warnings": found.warnings,
+    }
 
 
 @journal_group.command("export")
-@place_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: stdout.")
-@click.option("--rejected", is_flag=True, help="The records that the database can never take, instead of the others.")
-@click.option("--stretch", metavar="ID", help="Only this stretch; the first digits are enough.")
-@click.option("--source", metavar="NAME", help="Only this source.")
+@where_options
+@click.option("--rejected", is_flag=True, help="What PostgreSQL refused for good, and not what is stored or waits.")
+@click.option("--stretch", metavar="ID", help="One stretch; the first characters of its id, as status shows it.")
+@click.option("--source", metavar="NAME", help="One source.")
 @click.option(
-    "--format",
-    "form",
-    type=click.Choice(["candump", "jsonl"]),
-    default="candump",
-    help="candump: CAN frames as `candump -L` writes them, for `ingestd import`. jsonl: everything, a line each.",
-)
-def export_command(
+    "--format", "kind", type=click.Choice(["candump", "jsonl"]), default="candump", show_default=True,
+    help="candump: text as of candump -L, in microseconds of UTC, CAN frames alone. "
+    "jsonl: a line of JSON for each frame (nanoseconds, serial lines too), event and session.",
+)  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: stdout.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+def journal_export_command(
     path: Path | None,
     config: Path | None,
-    output: Path | None,
     rejected: bool,
     stretch: str | None,
     source: str | None,
-    form: str,
+    kind: str,
+    output: Path | None,
+    force: bool,
 ) -> None:
-    """Write what is in the journal at PATH as text, with stamps in UTC."""
-    view = place(path, config)
-    lines = candump_lines if form == "candump" else json_lines
-    left_out = 0
-    with _open(output) as file:
-        records = (record for record, _ in view.rejected_records()) if rejected else view.records(stretch)
-        for record in records:
-            if source not in (None, record.source) or not record.stretch_id.startswith(stretch or ""):
-                continue
-            count = 0
-            for line in lines(record):
-                file.write(line + "\n")
-                count += 1
-            left_out += record.frames_count - count if form == "candump" else 0
-    if left_out:
-        warn(f"{left_out:,} frames of serial lines are not in candump text; --format jsonl has them")
+    """Write frames out as text, sent or not; `ingestd import` reads candump text back.
+
+    Frames of a source are in the order of the wire; sources follow each other in blocks of a moment. FILE appears once
+    it is complete.
+    """
+    folder, told, sources = folder_of(path, config), Told(), set[str]()
     if output is not None:
-        err.print(f"written to {output}")
+        require_writable(output, force=force)
+    found = refused(folder, stretch or "", told) if rejected else kept(folder, stretch or "", told)
+    with destination(output) as file:
+        for record, more in found:
+            sources.add(record.source)
+            if source is None or record.source == source:
+                file.write(candump(record, told) if kind == "candump" else jsonl(record, told, more))
+        if source is not None and source not in sources:
+            known = ", ".join(sorted(sources - {""}))
+            raise UsageError(f"there is nothing of a source {source}", f"there is {known}" if known else "")
+    tell(told, output)
+
+
+def kept(folder: Path, stretch: str, told: Told) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """What is in the stretches."""
+    from ingestd.journal.inspection import recorded
+
+    return ((record, {}) for record in recorded(folder, stretch, told.damages.append))
+
+
+def refused(folder: Path, stretch: str, told: Told) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """What PostgreSQL refused, with its reason."""
+    from ingestd.journal.inspection import rejected
+
+    return ((record, {"reason": reason}) for record, reason in rejected(folder, stretch, told.damages.append))
+
+
+def require_writable(output: Path, *, force: bool) -> None:
+    """Raise UsageError for an output that is there, unless it may be replaced, or that is no file."""
+    try:
+        status = output.stat()
+    except FileNotFoundError:
+        if not output.absolute().parent.is_dir():
+            raise UsageError(f"{output.absolute().parent} is not a folder", "make it first") from None
+        return
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{output} is not a regular file", "leave -o out and redirect the output")
+    if not force:
+        raise UsageError(f"{output} exists", "--force replaces it")
 
 
 @contextmanager
-def _open(output: Path | None) -> Iterator[IO[str]]:
+def destination(output: Path | None) -> Iterator[IO[bytes]]:
+    """Where to write: stdout, or a file that takes its name once it is complete and on the disk."""
     if output is None:
-        yield sys.stdout
+        stdout = sys.stdout.buffer
+        yield stdout
+        stdout.flush()
         return
-    with output.open("w", encoding="utf-8") as file:
-        yield file
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def candump_lines(record: Record) -> Iterator[str]:
-    """The CAN frames of a record, as can-utils' sprint_canframe and `candump -L` write them, to the nanosecond."""
-    if record.kind is not Kind.FRAMES:
-        return
-    for ts_ns, number, flags, data in _frames(record):
-        if flags & SerialFlag.SERIAL:
-            continue
-        seconds, rest_ns = divmod(ts_ns, 1_000_000_000)
-        if flags & Flag.ERROR:
-            name = f"{number | ERROR_FRAME:08X}"
-        else:
-            name = f"{number:08X}" if flags & Flag.EXTENDED else f"{number:03X}"
-        if flags & Flag.FD:
-            digit = bool(flags & Flag.BITRATE_SWITCH) | bool(flags & Flag.ERROR_STATE) << 1
-            payload = f"#{digit:X}{data.hex().upper()}"
-        else:
-            payload = "R" if flags & Flag.REMOTE else data.hex().upper()
-        direction = " T" if flags & Flag.TRANSMITTED else ""
-        yield f"({seconds}.{rest_ns:09d}) {record.source} {name}#{payload}{direction}"
-
-
-def json_lines(record: Record) -> Iterator[str]:
-    """Whatever a record holds, an object a line."""
-    about = {"stretch": record.stretch_id, "sequence": record.sequence, "session_id": str(record.session_id)}
-    if record.kind is Kind.FRAMES:
-        for ts_ns, number, flags, data in _frames(record):
-            frame: dict[str, Any] = {"kind": "frame", "source": record.source, "ts_utc_ns": ts_ns, "id": number}
-            frame |= {"flags": flags, "data": data.hex()}
-            if flags & SerialFlag.SERIAL and flags & SerialFlag.TEXT:
-                frame["text"] = data.decode("utf-8", "replace")
-            yield json.dumps(about | frame)
-        return
-    what: dict[str, Any] = {"kind": record.kind.name.lower(), "source": record.source}
-    if record.kind is Kind.EVENT:
-        what["ts_utc_ns"] = record.ts_ns + record.clock.utc_offset_ns
-    yield json.dumps(about | what | {"payload": record.json()})
-
-
-def _frames(record: Record) -> Iterator[tuple[int, int, int, bytes]]:
-    """UTC in nanoseconds, arbitration id, flags and data of each frame."""
-    batch: FrameBatch = record.frames()
-    stamps = (batch.ts_ns + record.clock.utc_offset_ns).tolist()
-    columns = zip(stamps, batch.arbitration_id.tolist(), batch.flags.tolist(), batch.length.tolist(), strict=True)
-    for row, (ts_ns, number, flags, length) in enumerate(columns):
-        yield ts_ns, number, flags, batch.data[row, :length].tobytes()
+def tell(told: Told, output: Path | None) -> None:
+    """What was written and what was not, on stderr."""
+    for damage in told.damages[:DAMAGES_SHOWN_MAX]:
+        warn(damage)
+    if len(told.damages) > DAMAGES_SHOWN_MAX:
+        warn(f"{len(told.damages):,} such places in all; ingestd journal verify says what they cost")
+    for source, name in told.renamed.items():
+        warn(f"source {source!r} is written as {name}: candump text has no blanks and no # in names, only ASCII")
+    for source, count in told.left_out.items():
+        warn(f"{count:,} frames of {source} left out: candump text cannot hold them; use --format jsonl")
+    if output is not None:
+        frames = ", ".join(f"{count:,} of {source}" for source, count in sorted(told.frames.items()) if count)
+        events = f"; {told.events:,} events" if told.events else ""
+        err.print(f"{output}: frames: {frames or 'none'}{events}")

@@ -17,7 +17,8 @@ The files of this package, in the order of the way of a frame: `journal` is the 
 `losses` holds what could not be, `record` is the format of records and `segment` of files, `shelf` knows the files,
 `room` keeps them within the budget, `ledger` keeps the books, `reader` reads back, `recovery` finds out what earlier
 runs left, `holder` is the lock;
-`scan` looks from outside.
+`inspection` and `verification` look
+from outside.
 """
 
 from __future__ import annotations
@@ -26,11 +27,9 @@ from ingestd.journal.journal import Journal, LastSession, Recovery, Stretch
 from ingestd.journal.log import SessionInfo
 from ingestd.journal.reader import ReadResult, StretchReader
 from ingestd.journal.record import Kind, Record, merge
-from ingestd.journal.scan import JournalView, scan
 
 __all__ = [
     "Journal",
-    "JournalView",
     "Kind",
     "LastSession",
     "ReadResult",
@@ -40,5 +39,4 @@ __all__ = [
     "Stretch",
     "StretchReader",
     "merge",
-    "scan",
 ]
