@@ -129,6 +129,7 @@ class Log:
         self, stretch_id: str, position: int, committed: Mapping[str, int], rejected: Mapping[str, int], dropped: Lost
     ) -> None:
         """Every record up to `position` is done with; what became of the frames since the last position, by source."""
+        committed, rejected = +Counter(committed), +Counter(rejected)  # An event's source counts no frames.
         with self.lock:
             account = self.ledger.stretches.get(stretch_id)
             if account is None or position < account.acknowledged:
@@ -137,9 +138,9 @@ class Log:
             told = settled(committed, rejected, dropped)
             passed = told if position > account.read_through else total_of(reads, ahead=False)
             ahead = total_of(reads, ahead=True)
-            parts = {"committed": +Counter(committed), "rejected": +Counter(rejected), "dropped": dropped}
+            parts = {"committed": committed, "rejected": rejected, "dropped": dropped, "ahead": ahead}
             value: dict[str, Any] = {"stretch": stretch_id, "position": position}
-            value |= {name: counts for name, counts in (parts | {"ahead": ahead}).items() if counts}
+            value |= {name: counts for name, counts in parts.items() if counts}
             if passed != told:
                 value["passed"] = passed
             self.write_bookkeeping(Kind.SETTLE, value)

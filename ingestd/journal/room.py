@@ -61,8 +61,11 @@ class Room:
         """
         log = self._log
         if self._next is not None:
-            (number, descriptor), self._next = self._next, None
-            return number, descriptor, False
+            number, descriptor = self._next
+            if os.fstat(descriptor).st_nlink:
+                self._next = None
+                return number, descriptor, False
+            self.close()  # Somebody has deleted it.
         if is_data and self._is_full:
             return None
         while self._lacking() > 0 and self._remove_acknowledged():
