@@ -7,27 +7,21 @@ docs/journal-format.md.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import shutil
 import struct
 from pathlib import Path
-from uuid import UUID
 from zlib import crc32
-
-import pytest
 
 from ingestd.journal import Kind, Record, merge
 from ingestd.journal.record import HEADER, Origin, pack, walk
-from ingestd.journal.segment import HEADER_BYTES, SegmentHeader, pack_ended, read_header
-from ingestd.model import Clock, ClockState, Event
-from tests.journals import CLOCK, SESSION, frames, open_journal, send_all
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "journal-format.md"
+from ingestd.journal.segment import HEADER_BYTES, SegmentHeader, pack_ended
+from ingestd.model import Books, Clock, ClockState
+from tests.journals import open_journal, send_all
 
 ORIGIN = Origin(bytes(range(16)), bytes(range(16, 32)))
 
 RECORD = bytes.fromhex(
-    "a94a5231 b5b07d9a 1e000000 01 01 02 04 0807060504030201"
+    "a94a5231 826737a7 1e000000 01 01 02 04 0807060504030201"
     "000102030405060708090a0b0c0d0e0f 101112131415161718191a1b1c1d1e1f"
     "feffffffffffffff 40420f0000000000 02000000 0900000000000000"
     "63616e30"
@@ -35,12 +29,17 @@ RECORD = bytes.fromhex(
 )
 
 HEAD = bytes.fromhex(
-    "494e4745535444 4a 7d76fd4c 0100 0900 0700000000000000 202122232425262728292a2b2c2d2e2f 02000000"
+    "494e47455354444a 86cd9c68 0100 0900 0700000000000000 202122232425262728292a2b2c2d2e2f 02000000"
     "101112131415161718191a1b1c1d1e1f 000102030405060708090a0b0c0d0e0f 2a00000000000000"
     "6d616368696e652d31"
 )
 
-SEGMENT_SHA256 = ""
+GOLDEN = Path(__file__).parents[1] / "golden" / "journal"  # Written by version 1: every kind of record is in it.
+GOLDEN_SHA256 = {
+    "00000001.journal": "3451fb6de81c6e19c1d972bd01497b81f510eaf3b27d491e67907b0b3a0691c3",
+    "00000003.journal": "83abd9a9899dfd7418b3ece6a114884623eb0196c6bcc8f55b0f382432d6c8e0",
+    "rejected-00000002.journal": "455e52ba9e0138d93048eb3285c019bf1532e51b871cc6550f86ec60c95205cb",
+}
 
 
 def test_a_record() -> None:
@@ -85,44 +84,22 @@ def test_kinds_keep_their_numbers() -> None:
     }  # fmt: skip
 
 
-def test_a_whole_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kind of record that one process writes, as one checksum."""
-    ids = iter([UUID(int=0xA), UUID(int=0xB)])
-    monkeypatch.setattr("ingestd.journal.log.uuid4", lambda: next(ids))
-    journal = open_journal(tmp_path)
-    journal.append_frames(frames(0, 5), CLOCK)
-    journal.append_frames(frames(0, 3, "can1", length=64), CLOCK)
-    journal.append_event(Event("can0", "gap", 6000, "overflow", {"frames": 2}), CLOCK, lost={"overflow": 2})
-    journal.assign_feed(UUID(int=0xA).hex, "feed-1", 0)
-    send_all(journal)
-    journal.append_session({**SESSION.fields, "ended_utc": "2026-01-01T00:00:00+00:00"})
-    journal.close(ended=True)
-    (path,) = tmp_path.glob("*.journal")
-    header = read_header(path)
-    assert header is not None
-    assert header.ended
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == SEGMENT_SHA256
-
-
-def test_the_page_says_what_is_written() -> None:
-    """The tables of docs/journal-format.md add up to the headers, field by field."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    for heading, layout, total in (("## Record", HEADER.format, HEADER.size), ("## Segment", None, HEADER_BYTES)):
-        section = text.split(heading, 1)[1].split("\n## ", 1)[0]
-        rows = re.findall(r"^\| *(\d+) *\| *(\d+) *\|", section, re.MULTILINE)
-        offset = 0
-        for start, size in rows:
-            assert int(start) == offset, (heading, start)
-            offset += int(size)
-        assert offset == total
-        if layout is not None:
-            sizes = [struct.calcsize("<" + code) for code in re.findall(r"\d*[a-zA-Z]", layout)]
-            flat = [1 if code == "B" else size for code, size in zip(re.findall(r"\d*([a-zA-Z])", layout), sizes, strict=True)]
-            assert [int(size) for _, size in rows] == [
-                size for code, whole in zip(re.findall(r"\d*[a-zA-Z]", layout), flat, strict=True)
-                for size in ([1] * int(code[:-1] or 1) if code.endswith("B") else [whole])
-            ]
-    for kind in Kind:
-        assert f"| {kind.value} | {kind.name} |" in text
-    for example in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
-        json.loads(example)
+def test_a_journal_of_version_1_is_read(tmp_path: Path) -> None:
+    """Its books, what is still to be sent, and under which name; for as long as anybody may have one."""
+    folder = shutil.copytree(GOLDEN, tmp_path / "journal")
+    for path in folder.iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == GOLDEN_SHA256[path.name], path.name
+    journal = open_journal(folder)
+    assert journal.books() == {
+        "can0": Books(13, 3, 3, 0, {"overflow": 7}),
+        "can1": Books(3, 0, 2, 1, {}),
+        "gps": Books(1, 0, 1, 0, {}),
+    }
+    first, second, _ = journal.stretches()
+    assert (first.feed_id, first.acknowledged, first.last_sequence) == (f"{first.id}+c10ned", 3, 8)
+    assert (second.feed_id, second.acknowledged, second.last_sequence) == (second.id, 0, 2)
+    sent = send_all(journal)
+    assert [(record.kind, record.source, record.frames_count) for record in sent[:-1]] == [
+        (Kind.FRAMES, "can1", 2), (Kind.FRAMES, "gps", 1), (Kind.EVENT, "gps", 0), (Kind.EVENT, "can0", 0),
+        (Kind.SESSION, "", 0), (Kind.SESSION, "", 0), (Kind.FRAMES, "can0", 3),
+    ]  # fmt: skip
