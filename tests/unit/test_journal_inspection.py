@@ -241,11 +241,15 @@ def test_a_stretch_without_any_segment_is_missed(tmp_path: Path) -> None:
     assert finding.frames_lost == {"can0": 400, "can1": 20}
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(30))
 def test_whatever_is_damaged_the_frames_add_up(ended: Path, seed: int) -> None:
-    """Frames that can be read and frames that are reported lost are all there were, for random damage."""
+    """Frames that can be read and frames that are reported lost are all there were, for random damage.
+
+    In the last segment damage can take what nothing behind it knows; then they are no fewer than the books say.
+    """
     chance = random.Random(seed)
-    for path in segments(ended):
+    last_too = bool(seed % 3)
+    for path in segments(ended) if last_too else segments(ended)[:-1]:
         data = bytearray(path.read_bytes())
         for _ in range(chance.randrange(4)):
             at, size = chance.randrange(len(data)), chance.choice((1, 8, 600, 9000))
@@ -253,15 +257,11 @@ def test_whatever_is_damaged_the_frames_add_up(ended: Path, seed: int) -> None:
         path.write_bytes(data)
     if chance.random() < 0.3:
         chance.choice(segments(ended)[:2]).unlink()
-    journal = open_journal(ended, segments_max=100)  # A later STATE tells what the end of the stretch was.
-    journal.close(ended=True)
-    found = verify(ended)
-    told = look(ended).books
-    total = Counter({"can0": BATCHES * BATCH_FRAMES, "can1": BATCHES // 3 * 10})
+    open_journal(ended, segments_max=100).close(ended=True)
+    found, books = verify(ended), look(ended).books
     counted = found.frames + lost(found.findings)
-    for source in total:
-        # The end of a stretch may be unknown to everybody; then the books do not know it either.
-        assert counted[source] == told[source].received <= total[source]
+    for source, total in {"can0": BATCHES * BATCH_FRAMES, "can1": BATCHES // 3 * 10}.items():
+        assert (books[source].received if last_too else total) <= counted[source] <= total
     readable = Counter[str]()
     for record in recorded(ended, "", lambda _: None):
         readable[record.source] += record.frames_count
