@@ -105,10 +105,10 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock_descriptor = take_lock(folder)
-            shelf = Shelf(folder, segment_bytes)
+            shelf = Shelf(folder, segment_bytes, max_bytes)
         except OSError as error:
             raise IngestdError(f"the journal {folder} cannot be opened: {error.strerror}") from error
-        log = Log(shelf, session, machine_id, UUID(boot_id), max_bytes, when_full)
+        log = Log(shelf, session, machine_id, UUID(boot_id), when_full)
         journal = cls(log, lock_descriptor)
         log.recovered = shelf.number_last == 0
         log.begin_stretch()
@@ -211,6 +211,7 @@ class Journal:
             earlier = [each for each in stock.ledger.stretches.values() if each.sequence_last]
             stock.ledger.absorb(self._log.ledger)
             self._log.ledger, self._log.recovered = stock.ledger, True
+            self._log.state_number = stock.state_number
             for damage in stock.damages:
                 self._shelf.note_damage(damage)
             for path in [*stock.unused, *stock.removed]:

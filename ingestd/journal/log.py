@@ -53,15 +53,13 @@ class SessionInfo:
 class Log:
     """Where records are appended. Its parts may be used by whoever holds `lock`; its methods take it themselves."""
 
-    def __init__(
-        self, shelf: Shelf, session: SessionInfo, machine_id: str, boot_id: UUID, max_bytes: int, when_full: str
-    ) -> None:
+    def __init__(self, shelf: Shelf, session: SessionInfo, machine_id: str, boot_id: UUID, when_full: str) -> None:
         """`begin_stretch` comes next."""
         self.lock = RLock()
         self.shelf = shelf
         self.ledger = Ledger()
         self.losses = Losses()
-        self.room = Room(self, max_bytes, when_full)
+        self.room = Room(self, when_full)
         self.writable, self.trouble = True, ""
         self.bytes_written = 0
         self.recovered = False  # Only then does the ledger know everything, and may be written down.
@@ -270,8 +268,8 @@ class Log:
         self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)
 
     def try_again(self) -> None:
-        """After a fault of the disk, and a pause: see whether it is over, although nobody appends."""
-        if not self.writable and self.segment is None:
+        """Where there was no segment to be had: see whether that is over, although nobody appends."""
+        if self.segment is None:
             self._begin_segment(Kind.STATE)
 
     def write_losses(self, *, at_once: bool = True) -> None:

@@ -46,6 +46,7 @@ class Stock:
     removed: list[Path] = field(default_factory=list)  # about to be deleted when the process ended
     ledger: Ledger = field(default_factory=Ledger)
     damages: list[Damage] = field(default_factory=list)  # in what was read
+    state_number: int = 0  # of the segment from which on the books are known: older ones are not needed for them
     torn_bytes: int = 0  # behind the last record of a stretch: what a power cut leaves
     warnings: list[str] = field(default_factory=list)
 
@@ -78,6 +79,8 @@ def take_stock(folder: Path, before: int | None = None) -> Stock:
         else:
             stock.segments.append(Segment(name.path, header, name.bytes))
     begin, state_at = _newest_state(stock)
+    if stock.segments:
+        stock.state_number = stock.segments[begin if state_at is not None else -1].number
     for segment in stock.segments[begin:]:
         _apply(stock, segment, state_at if segment is stock.segments[begin] else None)
     known = set(stock.ledger.stretches)

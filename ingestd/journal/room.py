@@ -44,8 +44,7 @@ class _Piece:
 class Room:
     """Makes room in a log."""
 
-    def __init__(self, log: Log, max_bytes: int, when_full: str) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, log: Log, when_full: str) -> None:
         self._log = log
         self._drops_oldest = when_full == "drop-oldest"
         self._is_full = False  # Data were refused; `prepare` will look whether that is over.
@@ -85,7 +84,7 @@ class Room:
 
     def _excess(self, more: int) -> int:
         """By how much the budget would be exceeded."""
-        return self._log.shelf.bytes_used + more - self.max_bytes
+        return self._log.shelf.bytes_used + more - self._log.shelf.bytes_max
 
     def _lacking(self) -> int:
         """Bytes to be removed until another segment fits beside the reserve."""
@@ -105,10 +104,7 @@ class Room:
                 if has_room:
                     self._allocate()
                 elif victim is not None:
-                    pieces = self._measure(victim)
-                    with log.lock:
-                        if log.shelf.segments.get(victim.number) is victim:
-                            self._remove_unsent(victim, pieces)
+                    self._remove_unsent(victim, self._measure(victim))
                 else:
                     break
             self.sync_names()
@@ -162,7 +158,7 @@ class Room:
         return True
 
     def _remove_aside(self) -> bool:
-        path = self._log.shelf.oldest_rejected(self.max_bytes // 4)
+        path = self._log.shelf.oldest_rejected(self._log.shelf.bytes_max // 4)
         if path is None:
             return False
         self._log.shelf.delete_other(path)
@@ -196,9 +192,28 @@ class Room:
     def _remove_unsent(self, victim: Segment, pieces: list[_Piece]) -> None:
         """Write down what is lost with a segment, make that durable, delete it. Raises OSError.
 
-        If it cannot be written down, the STATE that begins the next segment says it. Should the process end before,
-        the frames are found missing when they are to be read.
+        Appends go on meanwhile, unless the caller holds the lock. If it cannot be written down, the STATE that begins
+        the next segment says it. Should the process end before, the frames are found missing when they are to be read.
         """
+        log = self._log
+        with log.lock:
+            if log.shelf.segments.get(victim.number) is not victim:
+                return  # Somebody else was faster.
+            announced = log.segment if self._announce(victim, pieces) else None
+            log.shelf.set_aside(victim)
+        try:
+            if announced is not None:
+                announced.sync()
+        finally:
+            victim.path.unlink(missing_ok=True)
+            with log.lock:
+                log.shelf.delete_other(victim.path)
+        sync_folder(log.shelf.folder)
+        with log.lock:
+            log.ledger.removing.discard(victim.number)
+
+    def _announce(self, victim: Segment, pieces: list[_Piece]) -> bool:
+        """Write down what is lost with a segment. Returns whether that is in the segment being written."""
         log = self._log
         account = log.ledger.stretches[victim.header.stretch_id]
         through = self._sequence_last(victim, account)
@@ -214,22 +229,21 @@ class Room:
             log.ledger.removing.add(victim.number)
             for source, (first_ns, last_ns, clock) in spans.items():
                 log.append_event(gap(source, "budget", lost[source], first_ns, last_ns), clock, {})
-            if is_written and log.segment is not None:
-                log.segment.sync()
         finally:
             self._is_removing = False
-            log.shelf.delete(victim)
-        sync_folder(log.shelf.folder)
-        log.ledger.removing.discard(victim.number)
+        return is_written
 
     def _sequence_last(self, segment: Segment, account: StretchAccount) -> int:
         following = self._log.shelf.following(segment)
         return account.sequence_last if following is None else following.header.sequence_first - 1
 
     def for_rejected(self, size: int) -> None:
-        """Make room for a rejected record, at the cost of older ones. Raises OSError."""
-        while self._excess(size) > 0 and (path := self._log.shelf.oldest_rejected(0)) is not None:
-            self._log.shelf.delete_other(path)
+        """Make room for a rejected record, at the cost of older ones and of what was sent. Raises OSError."""
+        while self._excess(size) > 0:
+            if (path := self._log.shelf.oldest_rejected(0)) is not None:
+                self._log.shelf.delete_other(path)
+            elif not self._remove_acknowledged():
+                return
 
     def close(self) -> None:
         """Give back the segment that was allocated ahead."""

@@ -6,6 +6,7 @@ Not thread-safe by itself: the journal calls it under its lock, except where a m
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ingestd.journal.record import Kind, Origin, Record, encode_json, pack
@@ -73,9 +74,10 @@ class OpenSegment:
 class Shelf:
     """What lies in the folder."""
 
-    def __init__(self, folder: Path, segment_bytes: int) -> None:
+    def __init__(self, folder: Path, segment_bytes: int, bytes_max: int) -> None:
         self.folder = folder
         self.segment_bytes = segment_bytes
+        self.bytes_max = bytes_max
         self.segments: dict[int, Segment] = {}  # of known stretches, by number
         self.by_stretch: dict[str, list[Segment]] = {}
         self.damaged_bytes = 0
@@ -116,13 +118,15 @@ class Shelf:
         self._others[self.folder / segment_name(number)] = self.segment_bytes
 
     def use(self, descriptor: int, header: SegmentHeader, *, is_reserve: bool) -> OpenSegment:
-        """Begin an allocated segment. Raises OSError."""
+        """Begin an allocated segment. Raises OSError; then it is gone, or a faulty disk would fill with them."""
         segment = Segment(self.folder / segment_name(header.number), header, self.segment_bytes, 0)
         opened = OpenSegment(descriptor, segment, is_reserve=is_reserve)
         try:
             opened.append(header.pack())
         except OSError:
             opened.close()
+            with suppress(OSError):
+                self.delete_other(segment.path)
             raise
         self.add(segment)
         return opened
@@ -130,12 +134,18 @@ class Shelf:
     def delete(self, segment: Segment) -> None:
         """Delete a segment's file. Raises OSError; a file that is gone already is what was wanted."""
         segment.path.unlink(missing_ok=True)
+        self.set_aside(segment)
+        self._others.pop(segment.path)
+
+    def set_aside(self, segment: Segment) -> None:
+        """A segment is about to be deleted: nobody is to read it any more, but it still takes its bytes."""
         self.segments.pop(segment.number, None)
         of_stretch = self.by_stretch.get(segment.header.stretch_id, [])
         if segment in of_stretch:
             of_stretch.remove(segment)
         if not of_stretch:
             self.by_stretch.pop(segment.header.stretch_id, None)
+        self._others[segment.path] = segment.bytes
 
     def delete_other(self, path: Path) -> None:
         """Delete a file that is no segment of a known stretch. Raises OSError."""
@@ -165,7 +175,8 @@ class Shelf:
         path = self.folder / f"damaged-{number}-{damage.offset}"
         kept = sum(size for other, size in self._others.items() if other.name.startswith("damaged-"))
         data = damage.data[:PIECE_ASIDE_BYTES_MAX]
-        if path not in self._others and kept + len(data) <= min(ASIDE_BYTES_MAX, self.segment_bytes):
+        has_room = self.bytes_used + len(data) <= self.bytes_max
+        if path not in self._others and has_room and kept + len(data) <= min(ASIDE_BYTES_MAX, self.segment_bytes):
             try:
                 path.write_bytes(data)
             except OSError:

@@ -1,0 +1,265 @@
+"""The budget of bytes where it is tight: it is kept, what goes is counted, and recording always goes on.
+
+`bytes_used` is compared with what lies in the folder after every step.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestd.journal import Journal, Kind, Record
+from ingestd.journal.segment import read_segment, segment_name
+from ingestd.model import Books, Event
+from tests.journals import (
+    CLOCK,
+    SEGMENT_BYTES,
+    frames,
+    kill,
+    numbers_of,
+    open_journal,
+    open_unrecovered,
+    read_all,
+    send_all,
+)
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the journal's files take, as the file system has it."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name != "lock")
+
+
+def within(journal: Journal, folder: Path, segments_max: int) -> bool:
+    """Whether the budget is kept, and the journal knows how much it uses."""
+    return journal.bytes_used == folder_bytes(folder) <= segments_max * SEGMENT_BYTES
+
+
+def append(journal: Journal, first: int, batches: int) -> int:
+    """Append batches of 100 frames, syncing as the daemon does; the number after the last."""
+    for _ in range(batches):
+        journal.append_frames(frames(first, 100), CLOCK)
+        journal.sync()
+        first += 100
+    return first
+
+
+def test_a_budget_that_was_lowered(tmp_path: Path) -> None:
+    """The next run removes the oldest until the rest fits, counts what it removed, and records."""
+    journal = open_journal(tmp_path, segments_max=40)
+    count = append(journal, 0, 600)
+    kill(journal)
+
+    journal = open_unrecovered(tmp_path, segments_max=5)
+    journal.append_frames(frames(count, 100), CLOCK)  # There is no room, and nothing may be removed yet.
+    journal.recover()
+    journal.sync()
+    assert within(journal, tmp_path, 5)
+    assert append(journal, count + 100, 20) == count + 2100
+    assert within(journal, tmp_path, 5)
+    books = journal.books()["can0"]
+    assert books.balanced
+    assert books.received == count + 2100
+    kill(journal)
+    journal = open_journal(tmp_path, segments_max=5)
+    assert journal.books()["can0"] == books
+    sent = numbers_of(send_all(journal))
+    everything = [*range(count), *range(count + 100, count + 2100)]
+    assert sent == everything[-len(sent) :]
+    assert journal.books()["can0"] == Books(books.received, len(sent), 0, 0, {"budget": books.received - len(sent)})
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
+def test_a_process_that_is_killed_while_the_journal_is_full(tmp_path: Path, policy: str) -> None:
+    """Although no segment is left for the next process, it goes on as soon as there is room."""
+    options: dict[str, Any] = {"segments_max": 5, "when_full": policy}
+    journal = open_journal(tmp_path, **options)
+    count = append(journal, 0, 120)
+    for number in range(300):  # The reserve fills, too.
+        journal.append_event(Event("can0", "note", number, "", {"text": "x" * 200}), CLOCK)
+    assert within(journal, tmp_path, 5)
+    journal._log.write_losses()
+    before = journal.books()["can0"]
+    kill(journal)
+
+    journal = open_journal(tmp_path, **options)
+    journal.sync()
+    assert within(journal, tmp_path, 5)
+    assert journal.books()["can0"].balanced
+    assert journal.books()["can0"].received == before.received
+    send_all(journal)
+    journal.sync()
+    journal.append_frames(frames(count, 10), CLOCK)
+    assert numbers_of(send_all(journal)) == list(range(count, count + 10))
+    assert within(journal, tmp_path, 5)
+
+
+def test_frames_that_are_refused_become_gaps(tmp_path: Path) -> None:
+    """With drop-newest, each stretch of time in which frames were refused is an event with its stamps and its count."""
+    journal = open_journal(tmp_path, segments_max=4, when_full="drop-newest")
+    offered = append(journal, 0, 100)
+    kept = journal.books()["can0"].pending
+    journal._log.write_losses()
+    sent = send_all(journal)
+    gaps = [record.event() for record in sent if record.kind is Kind.EVENT]
+    assert numbers_of(sent) == list(range(kept))
+    assert sum(gap.payload["frames"] for gap in gaps) == offered - kept > 0
+    assert (gaps[0].ts_ns, gaps[-1].payload["to_ns"]) == (kept * 1000, (offered - 1) * 1000)
+    assert {(gap.source, gap.kind, gap.payload["reason"]) for gap in gaps} == {("can0", "gap", "budget")}
+    assert sum(record.lost().get("budget", 0) for record in sent) == offered - kept
+    assert within(journal, tmp_path, 4)
+
+
+def test_refused_frames_survive_a_crash(tmp_path: Path) -> None:
+    """Once they are an event they are in the books of every later process."""
+    journal = open_journal(tmp_path, segments_max=4, when_full="drop-newest")
+    append(journal, 0, 100)
+    journal._log.write_losses()
+    books = journal.books()
+    assert books["can0"].dropped["budget"] > 0
+    kill(journal)
+    assert open_journal(tmp_path, segments_max=4, when_full="drop-newest").books() == books
+
+
+@pytest.mark.parametrize("moment", ["before the file is deleted", "before its name is gone for good"])
+def test_killed_while_the_oldest_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Between the record that says so and the file that goes a frame counts once at any moment."""
+    journal = open_journal(tmp_path, segments_max=5)
+    count = 0
+    oldest = tmp_path / segment_name(1)
+    content = b""
+
+    class Killed(BaseException):
+        """The process ends here."""
+
+    unlink = Path.unlink
+
+    def die(path: Path, missing_ok: bool = False) -> None:
+        nonlocal content
+        if path == oldest:
+            content = path.read_bytes()
+            if moment == "before the file is deleted":
+                raise Killed
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", die)
+    with suppress(Killed):
+        while not content:
+            journal.append_frames(frames(count, 100), CLOCK)
+            count += 100
+            journal.sync()
+    monkeypatch.undo()
+    kill(journal)
+    oldest.write_bytes(content)
+    removed = [
+        item.json()
+        for path in tmp_path.glob("*.journal")
+        for item in read_segment(path)
+        if isinstance(item, Record) and item.kind is Kind.REMOVED
+    ]
+    assert [value["segments"] for value in removed] == [[1]]
+    (lost,) = (value["lost"]["can0"] for value in removed)
+
+    journal = open_journal(tmp_path, segments_max=5)
+    assert not oldest.exists()
+    assert journal.books()["can0"] == Books(count, 0, count - lost, 0, {"budget": lost})
+    assert within(journal, tmp_path, 5)
+    assert numbers_of(send_all(journal)) == list(range(lost, count))
+    assert journal.books()["can0"] == Books(count, count - lost, 0, 0, {"budget": lost})
+
+
+def test_removing_does_not_keep_appends_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody holds the lock while the record of a removal is made durable, or while the file is deleted."""
+    journal = open_journal(tmp_path, segments_max=5)
+    held: list[str] = []
+
+    def watch(name: str, target: Any, call: Any) -> None:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            if journal._log.lock._is_owned():  # type: ignore[attr-defined]
+                held.append(name)
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(target, name, watched)
+
+    watch("fdatasync", os, os.fdatasync)
+    watch("fsync", os, os.fsync)
+    append(journal, 0, 200)
+    assert journal.books()["can0"].dropped["budget"] > 0
+    assert not held
+
+
+def test_a_reader_does_not_see_what_is_being_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when a removal is written down its frames are dropped; they are not handed out as well."""
+    journal = open_journal(tmp_path, segments_max=5)
+    stretch_id = journal.stretches()[0].id
+    fdatasync, seen = os.fdatasync, []
+
+    def read_meanwhile(descriptor: int) -> None:
+        if journal._log.ledger.removing and not seen:
+            records, lost = read_all(journal, stretch_id)
+            dropped = journal.books()["can0"].dropped["budget"]
+            seen.append((numbers_of(records)[0] - dropped, lost))
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", read_meanwhile)
+    append(journal, 0, 150)
+    assert seen == [(0, {})]
+
+
+def test_rejected_and_damaged_bytes_count(tmp_path: Path) -> None:
+    """What is kept aside takes part of the budget, and gives way before anything that can still be sent."""
+    journal = open_journal(tmp_path, segments_max=6)
+    number = 0
+    for _ in range(60):
+        number = append(journal, number, 3)
+        stretch = journal.stretches()[-1]
+        records = journal.reader(stretch.id, stretch.acknowledged).read(1 << 20).records
+        for record in records:
+            journal.reject(record, "no")
+            assert within(journal, tmp_path, 6)
+        journal.acknowledge(stretch.id, records[-1].sequence, {}, {"can0": len(numbers_of(records))})
+    assert list(tmp_path.glob("rejected-*"))
+    assert journal.books()["can0"] == Books(number, 0, 0, number)
+
+
+def test_damage_is_kept_aside_only_where_there_is_room(tmp_path: Path) -> None:
+    """Bytes that nobody can read are counted, but never take the journal over its budget."""
+    options: dict[str, Any] = {"segments_max": 4, "when_full": "drop-newest"}
+    journal = open_journal(tmp_path, **options)
+    append(journal, 0, 100)
+    for number in range(300):
+        journal.append_event(Event("can0", "note", number, "", {"text": "x" * 200}), CLOCK)
+    journal.sync()
+    path = tmp_path / segment_name(1)
+    data = bytearray(path.read_bytes())
+    for offset in range(20_000, 50_000, 1000):
+        data[offset] ^= 1
+    path.write_bytes(data)
+    read_all(journal, journal.stretches()[0].id)
+    assert journal.damaged_bytes > 20_000
+    assert within(journal, tmp_path, 4)
+
+
+def test_a_disk_at_fault_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments that could be made and not be written are removed again, and nothing has to give way for them."""
+    journal = open_journal(tmp_path, segments_max=5)
+    count = append(journal, 0, 20)
+    before = len(list(tmp_path.iterdir()))
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        for number in range(20):
+            journal._log._retry_at = 0.0
+            journal.append_frames(frames(count + number, 1), CLOCK)
+            journal.sync()
+    assert len(list(tmp_path.iterdir())) <= before + 1
+    journal._log._retry_at = 0.0
+    journal.append_frames(frames(count + 20, 1), CLOCK)
+    assert journal.books()["can0"] == Books(count + 21, 0, count + 1, 0, {"journal": 20})
