@@ -36,14 +36,11 @@ for command in (run_command, import_command, check_command, sessions_group, jour
 def main() -> NoReturn:
     """The console script."""
     try:
-        commands(standalone_mode=False)
-        sys.exit(0)
+        sys.exit(commands(standalone_mode=False))  # The code of a command that raises Exit is what click returns.
     except click.exceptions.Abort as end:
         if isinstance(end.__cause__, KeyboardInterrupt):
             err.print("\nstopped; what is stored stays, and the same command goes on from there")
         sys.exit(130)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -207,7 +207,8 @@ def print_verification(folder: Path, found: Verification) -> None:
     )
     if found.torn_bytes:
         out.print(f"{found.torn_bytes:,} bytes at the ends of stretches were not written whole, which is no damage")
-    out.print(f"{len(found.findings):,} damaged places" if found.findings else "no damage")
+    places = "1 damaged place" if len(found.findings) == 1 else f"{len(found.findings):,} damaged places"
+    out.print(places if found.findings else "no damage")
 
 
 def verification_json(folder: Path, found: Verification) -> dict[str, Any]:
