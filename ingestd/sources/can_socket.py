@@ -229,6 +229,18 @@ def has_bus(channel: str) -> bool:
     return Path("/sys/class/net", channel, "device").exists()
 
 
+def dropped_count(channel: str) -> int:
+    """Frames that the kernel dropped between interface and sockets, since the interface exists; 0 if it does not.
+
+    Its queue of packets for all interfaces (net.core.netdev_max_backlog) was full, or a driver had no memory. No socket
+    is told.
+    """
+    try:
+        return int(Path(f"/sys/class/net/{channel}/statistics/rx_dropped").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
 class CanSocket:
     """A raw socket on one interface. Raises OSError wherever the kernel says no."""
 

@@ -9,10 +9,13 @@ when it is up again. One that is deleted or unplugged leaves a socket that stays
 end, its loss counted, and closed, and the interface is opened anew under its name when it is back.
 
 What the kernel had no room for is counted exactly: after every read the socket is asked for the number it has lost,
-and the frames carry the number that was lost when each was queued, which tells where. What the controller itself had
-no room for comes as error frames; each counts as one frame lost, the least it can be.
+and the frames carry the number that was lost when each was queued, which tells where. What never came so far, because
+the kernel's queue of packets was full, is in the statistics of the interface, exactly too; with filters it includes
+frames that would not have passed them. What the controller itself had no room for comes as error frames; each counts
+as one frame lost, the least it can be.
 
-Counters: `error_frames`, `bus_offs`, `link_downs`, `overflow_frames` (the kernel's), `controller_overflows`.
+Counters: `error_frames`, `bus_offs`, `link_downs`, `overflow_frames` (the socket's), `interface_dropped_frames`,
+`controller_overflows`.
 Events: link_down, link_up, clock_step, and the states of the bus (`can_bus_state`).
 """
 
@@ -30,7 +33,7 @@ import numpy as np
 from ingestd.clock import mono_ns, read_offset_ns
 from ingestd.model import Event, FrameBatch, Int64s, Link, Recorder, SourceStatus
 from ingestd.sources.can_bus_state import BusWatch
-from ingestd.sources.can_socket import CALLS_MAX, FILTERS_MAX, CanSocket, Frames, has_bus, join, look
+from ingestd.sources.can_socket import CALLS_MAX, FILTERS_MAX, CanSocket, Frames, dropped_count, has_bus, join, look
 from ingestd.sources.kernel_stamps import KernelStamps
 
 _log = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ class SocketCan:
         self._was_away = False  # The kernel said so, though it may be back by the time that it is looked at.
         self._lost = 0  # Frames that the socket has lost, as far as they are counted; modulo 2^32 …
         self._counted_ns = 0  # … which is until then.
+        self._dropped = 0  # Frames that the interface has dropped, as far as they are counted …
+        self._dropped_ns = 0  # … which is until then.
         self._read_count = 0  # Frames in the last read …
         self._read_at_s = 0.0  # … and when that was, by the loop's clock.
         self.set_filters(filters or ())
@@ -156,6 +161,8 @@ class SocketCan:
             )
             self._ifindex = interface.ifindex
             self._lost, self._counted_ns, self._read_count = 0, mono_ns(), 0
+            self._dropped, self._dropped_ns = dropped_count(self.channel), self._counted_ns
+        self._count_dropped(recorder)
         return "" if interface.up else f"{self.channel} is down: {_how_to_start(self.channel)}"
 
     def _close(self, recorder: Recorder) -> None:
@@ -165,6 +172,9 @@ class SocketCan:
             return
         try:
             self._read(can_socket, recorder, LAST_CALLS_MAX)
+            interface = look(self.channel)
+            if interface is not None and interface.ifindex == self._ifindex:
+                self._count_dropped(recorder)
         finally:
             can_socket.close()
 
@@ -257,6 +267,14 @@ class SocketCan:
             self._lost = lost
             self.status.count("overflow_frames", more)
             recorder.overflow(self.name, more, from_ns, max(from_ns, to_ns))
+
+    def _count_dropped(self, recorder: Recorder) -> None:
+        """Count what the interface has dropped since it was counted last."""
+        dropped, now_ns = dropped_count(self.channel), mono_ns()
+        if dropped > self._dropped:
+            self.status.count("interface_dropped_frames", dropped - self._dropped)
+            recorder.overflow(self.name, dropped - self._dropped, self._dropped_ns, now_ns)
+        self._dropped, self._dropped_ns = dropped, now_ns
 
     def _look_for_errors(self, batch: FrameBatch, recorder: Recorder) -> None:
         findings = self._bus.look(batch)
