@@ -148,9 +148,11 @@ class Ours:
             wait_until(lambda: self._probe.stored() >= sent, "everything is stored", 30, 0.2)
         self.fates = self.daemon.stop()
         stored = self._probe.stored()
+        if stored != sent or self.fates.received != sent:
+            print(
+                f"  BOOKS: sent {sent:,}, stored {stored:,}, {self.fates}; {self._probe.longest_silence()}", flush=True
+            )
         self._probe.close()
-        if self.fates.committed + self.fates.pending + self.fates.dropped < sent or stored < self.fates.committed:
-            print(f"  BOOKS: sent {sent:,}, stored {stored:,}, {self.fates}", flush=True)
         return stored
 
 

@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,9 +34,20 @@ HERE = Path(__file__).parent
 CHANNELS = ("can0", "can1", "can2", "can3")
 DBC = demo.databases()["powertrain"]
 WAIT_SECONDS_MAX = 120.0
-HTTP = "127.0.0.1:9464"
 STAND_IN = os.environ.get("LIVE_STAND_IN", "")
 FIRST_PORT = 20000
+
+
+def free_address() -> str:
+    """Where nobody listens: another daemon on the machine must not be taken for ours."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return "127.0.0.1:{1}".format(*found.getsockname())
+
+
+def dropped_on_the_way() -> int:
+    """Packets that the kernel could not even queue for their receivers (Documentation/networking/scaling.rst: the
+    second column of softnet_stat): the sender was too fast after it had been held up, and nobody is to blame."""
+    return sum(int(line.split()[1], 16) for line in Path("/proc/net/softnet_stat").read_text().splitlines())
 
 
 def environment() -> dict[str, str]:
@@ -82,6 +94,7 @@ class Sender:
     def start(self, rate: int, buses: int = 1, *, limit: int = 1 << 62) -> None:
         """Send `rate` frames/s in all, evenly to the first interfaces, and at most `limit` to each."""
         self._state[SENT : SENT + len(CHANNELS)] = 0
+        self._dropped = dropped_on_the_way()
         self._state[BUSES], self._state[LIMIT] = buses, limit
         self._state[RATE] = rate // buses
 
@@ -89,10 +102,13 @@ class Sender:
         self._state[LIMIT] = limit
 
     def pause(self) -> int:
-        """Stop sending; the number sent since `start`."""
+        """Stop sending; the number sent since `start`, those that could not even be queued left out."""
         self._state[RATE] = 0
-        time.sleep(0.05)
-        return self.sent
+        time.sleep(0.2)
+        dropped = dropped_on_the_way() - self._dropped
+        if dropped:
+            print(f"  ({dropped:,} of {self.sent:,} frames sent did not fit into the kernel's queue)", flush=True)
+        return self.sent - dropped
 
     @property
     def sent(self) -> int:
@@ -178,6 +194,17 @@ class Probe:
     def fetch(self, query: str, *arguments: Any) -> list[Any]:
         return self._loop.run_until_complete(self._connection.fetch(query, *arguments))
 
+    def longest_silence(self) -> str:
+        """Where frames may be missing, in words."""
+        rows = self.fetch("SELECT source, ts_mono_ns FROM frame_chunks ORDER BY source, mono_start_ns")
+        found = []
+        for source in sorted({row["source"] for row in rows}):
+            stamps = np.concatenate([row["ts_mono_ns"] for row in rows if row["source"] == source]).astype(np.int64)
+            gaps = np.diff(stamps)
+            at = int(gaps.argmax())
+            found.append(f"{source} {len(stamps):,}, silent {gaps[at] / 1e6:.0f} ms after {at:,}")
+        return "; ".join(found)
+
     def stored(self) -> int:
         """Frames that anybody can see in SQL now."""
         return int(self.fetch("SELECT coalesce(sum(frame_count), 0) AS n FROM frame_chunks")[0]["n"])
@@ -205,11 +232,12 @@ class Daemon:
         self.journal = folder / "journal"
         self.log = folder / "log"
         self.dsn = dsn
+        self._http, self._buses = free_address(), buses
         config = folder / "ingestd.toml"
         tables = "\n".join(f'[[can]]\nname = "{channel}"\ndbc = ["{dbc}"]' for channel in CHANNELS[:buses])
         config.write_text(
             f'[database]\ndsn = "{dsn}"\n[journal]\npath = "{self.journal}"\nmax_bytes = "256MiB"\n'
-            f'[http]\nlisten = "{HTTP}"\n{settings}\n{tables}\n'
+            f'[http]\nlisten = "{self._http}"\n{settings}\n{tables}\n'
         )
         self.started_ns = time.monotonic_ns()
         with self.log.open("wb") as log:
@@ -218,7 +246,8 @@ class Daemon:
             )
 
     def wait_until_serving(self) -> None:
-        """Until it records and its HTTP side answers."""
+        """Until it hears every bus and its HTTP side answers."""
+        wait_until(lambda: listeners() == self._buses or self._check(), "the daemon listens")
         wait_until(lambda: self.metrics() or self._check(), "the daemon answers", pause_s=0.2)
 
     def _check(self) -> None:
@@ -228,7 +257,7 @@ class Daemon:
     def metrics(self) -> dict[str, float]:
         """Its metrics, summed over labels; empty if it does not answer yet."""
         try:
-            with urllib.request.urlopen(f"http://{HTTP}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self._http}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
         except OSError:
             return {}
