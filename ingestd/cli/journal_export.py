@@ -55,7 +55,7 @@ def candump(record: Record, told: Told) -> bytes:
     name = _NOT_IN_NAMES.sub("_", record.source)
     if name != record.source:
         told.renamed[record.source] = name
-    return "".join(_lines(batch, utc_us.tolist(), name)).encode("ascii")
+    return "".join(_lines(batch, utc_us, name)).encode("ascii")
 
 
 def _fits(batch: FrameBatch) -> NDArray[np.bool_]:
@@ -67,20 +67,25 @@ def _fits(batch: FrameBatch) -> NDArray[np.bool_]:
     return fits
 
 
-def _lines(batch: FrameBatch, utc_us: list[int], name: str) -> Iterator[str]:
+def _lines(batch: FrameBatch, utc_us: NDArray[np.int64], name: str) -> Iterator[str]:
     payloads, digits = batch.data.tobytes().hex().upper(), 2 * batch.data.shape[1]
-    ids, lengths, begin = batch.arbitration_id.tolist(), batch.length.tolist(), 0
-    for stamp, number, flags, length in zip(utc_us, ids, batch.flags.tolist(), lengths, strict=True):
-        payload = "R" if flags & Flag.REMOTE else payloads[begin : begin + 2 * length]
-        begin += digits
-        if flags & Flag.ERROR:
-            number |= ERROR_FRAME
-        if flags & Flag.FD:
-            payload = f"#{sum(bit for flag, bit in _FD_FLAGS.items() if flags & flag)}{payload}"
-        width = 8 if flags & (Flag.EXTENDED | Flag.ERROR) else 3
-        seconds, micros = divmod(stamp, 1_000_000)
-        sent = " T" if flags & Flag.TRANSMITTED else ""
-        yield f"({seconds:010}.{micros:06}) {name} {number:0{width}X}#{payload}{sent}\n"
+    seconds, micros = np.divmod(utc_us, 1_000_000)
+    ids = np.where(batch.flags & Flag.ERROR, batch.arbitration_id | ERROR_FRAME, batch.arbitration_id)
+    layouts = {flags: _layout(flags, name) for flags in np.unique(batch.flags).tolist()}
+    rows = zip(
+        seconds.tolist(), micros.tolist(), ids.tolist(), batch.flags.tolist(),
+        (2 * batch.length.astype(np.int64)).tolist(), range(0, len(payloads), digits), strict=True,
+    )  # fmt: skip
+    for second, micro, number, flags, length, begin in rows:
+        yield layouts[flags] % (second, micro, number, payloads[begin : begin + length])
+
+
+def _layout(flags: int, name: str) -> str:
+    """A line with places for seconds, microseconds, arbitration id and payload."""
+    digits = "%08X" if flags & (Flag.EXTENDED | Flag.ERROR) else "%03X"
+    fd = f"#{sum(bit for flag, bit in _FD_FLAGS.items() if flags & flag):X}" if flags & Flag.FD else ""
+    remote, sent = "R" * bool(flags & Flag.REMOTE), " T" * bool(flags & Flag.TRANSMITTED)
+    return f"(%010d.%06d) {name.replace('%', '%%')} {digits}#{fd}{remote}%s{sent}\n"
 
 
 def jsonl(record: Record, told: Told, more: dict[str, Any]) -> bytes:
@@ -106,22 +111,28 @@ def jsonl(record: Record, told: Told, more: dict[str, Any]) -> bytes:
 
 def _frame_lines(record: Record, where: dict[str, Any]) -> Iterator[dict[str, Any]]:
     batch, clock = record.frames(), record.clock.state.name.lower()
+    names = {bits: _flag_names(bits) for bits in np.unique(batch.flags).tolist()}
     rows = zip(
         batch.ts_ns.tolist(), _utc(batch.ts_ns, record), batch.arbitration_id.tolist(), batch.flags.tolist(),
         batch.length.tolist(), batch.data, strict=True,
     )  # fmt: skip
     for ts_ns, utc, number, bits, length, row in rows:
-        payload, is_serial = row[:length].tobytes(), bool(bits & SerialFlag.SERIAL)
-        kinds = SerialFlag if is_serial else Flag
+        payload = row[:length].tobytes()
         line = {"kind": "frame", "source": record.source, "ts_mono_ns": ts_ns, "utc": utc, "clock": clock}
-        if not is_serial:
+        if not bits & SerialFlag.SERIAL:
             line["id"] = number
-        line["flags"] = [kind.name.lower() for kind in kinds if bits & kind and kind.name]
-        if is_serial and bits & SerialFlag.TEXT:
+        line["flags"] = names[bits]
+        if bits & SerialFlag.SERIAL and bits & SerialFlag.TEXT:
             line["text"] = payload.decode("utf-8", "replace")
         else:
             line["data"] = payload.hex()
-        yield line | where
+        line.update(where)
+        yield line
+
+
+def _flag_names(bits: int) -> list[str]:
+    kinds = SerialFlag if bits & SerialFlag.SERIAL else Flag
+    return [str(kind.name).lower() for kind in kinds if bits & kind]
 
 
 def _utc(ts_ns: NDArray[np.int64], record: Record) -> list[str]:
