@@ -325,6 +325,26 @@ def test_a_segment_removed_meanwhile_is_not_missed(ended: Path, monkeypatch: pyt
     assert verify(ended).findings == []
 
 
+def test_a_segment_begun_meanwhile_is_for_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the holder writes behind a segment that was read already, and into the next, is not missed in between."""
+    journal = open_journal(tmp_path)
+    fill(journal, 10)
+    newest, allocated = segments(tmp_path)
+    original = settled_items
+
+    def writing(path: Path) -> list[Record | Damage]:
+        items = original(path)
+        if path == newest:
+            fill(journal, 60, 10)
+        return items
+
+    monkeypatch.setattr(verification, "settled_items", writing)
+    found = verify(tmp_path)
+    assert allocated.read_bytes().strip(b"\0")
+    assert (found.findings, found.frames) == ([], {"can0": 1000, "can1": 40})
+    journal.close(ended=True)
+
+
 def serial_line(text: bytes) -> FrameBatch:
     return replace(
         frames(0, 1, "gps", len(text)),
