@@ -46,7 +46,7 @@ def free_address() -> str:
 
 def dropped_on_the_way() -> int:
     """Packets that the kernel could not even queue for their receivers (Documentation/networking/scaling.rst: the
-    second column of softnet_stat): the sender was too fast after it had been held up, and nobody is to blame."""
+    second column of softnet_stat): the sender was too fast after it had been held up. Only the daemon counts them."""
     return sum(int(line.split()[1], 16) for line in Path("/proc/net/softnet_stat").read_text().splitlines())
 
 
@@ -102,13 +102,13 @@ class Sender:
         self._state[LIMIT] = limit
 
     def pause(self) -> int:
-        """Stop sending; the number sent since `start`, those that could not even be queued left out."""
+        """Stop sending; the number sent since `start`."""
         self._state[RATE] = 0
         time.sleep(0.2)
         dropped = dropped_on_the_way() - self._dropped
         if dropped:
             print(f"  ({dropped:,} of {self.sent:,} frames sent did not fit into the kernel's queue)", flush=True)
-        return self.sent - dropped
+        return self.sent
 
     @property
     def sent(self) -> int:
