@@ -42,7 +42,7 @@ def kill(journal: Journal) -> None:
         os.close(log.room._next[1])
     log.shelf.close()
     os.close(journal._lock_descriptor)
-    journal._closed = True
+    log.is_closed = True
 
 
 def frames(first: int, count: int, source: str = "can0", length: int = 8) -> FrameBatch:

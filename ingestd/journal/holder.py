@@ -31,6 +31,9 @@ def take_lock(folder: Path) -> int:
             raise IngestdError(
                 f"the journal {folder} is held by {holder}", "one ingestd records into a journal; stop the other"
             ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode(), 0)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from ingestd.errors import IngestdError, UsageError
@@ -50,8 +51,7 @@ class Recovery:
     damaged_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """A stretch as it was when asked for. Positions are sequence numbers; 0 is before the first record."""
 
     id: str
@@ -75,7 +75,6 @@ class Journal:
         self._lock_descriptor = lock_descriptor
         self._number_first = log.shelf.number_last + 1  # of the segments of this process
         self._sync_lock = Lock()
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Journal {self._shelf.folder}: {len(self._log.ledger.stretches)} stretches, {self.bytes_used} bytes>"
@@ -102,12 +101,15 @@ class Journal:
             raise UsageError(f"{max_bytes} bytes are too few for a journal", f"{SEGMENTS_MIN * segment_bytes} at least")
         if len(machine_id.encode()) > MACHINE_BYTES_MAX:
             raise UsageError(f"an id of a machine takes at most {MACHINE_BYTES_MAX} bytes")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock_descriptor = take_lock(folder)
-            shelf = Shelf(folder, segment_bytes, max_bytes)
-        except OSError as error:
-            raise IngestdError(f"the journal {folder} cannot be opened: {error.strerror}") from error
+        with ExitStack() as on_error:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock_descriptor = take_lock(folder)
+                on_error.callback(os.close, lock_descriptor)
+                shelf = Shelf(folder, segment_bytes, max_bytes)
+            except OSError as error:
+                raise IngestdError(f"the journal {folder} cannot be opened: {error.strerror}") from error
+            on_error.pop_all()
         log = Log(shelf, session, machine_id, UUID(boot_id), when_full)
         journal = cls(log, lock_descriptor)
         log.recovered = shelf.number_last == 0
@@ -124,8 +126,7 @@ class Journal:
             except Unreadable:
                 continue
             if header is not None:
-                session_id, boot = UUID(bytes=header.origin.session), UUID(bytes=header.origin.boot)
-                return LastSession(session_id, str(boot), header.ended)
+                return LastSession(header.origin.session_id, header.origin.boot_id, header.ended)
         return None
 
     def append_frames(self, batch: FrameBatch, clock: Clock) -> None:
@@ -148,13 +149,18 @@ class Journal:
         """Make durable what was appended before this call, and make room for what comes. For a thread; never raises."""
         log = self._log
         with self._sync_lock:
+            if log.is_closed:
+                return
             with log.lock:
                 log.try_again()
                 log.write_losses(at_once=False)
+                if log.writable:
+                    log.trouble = ""  # What lasts is found again below.
                 finished, log.finished = log.finished, []
                 current = log.segment if log.segment is not None and log.segment.is_dirty else None
                 if current is not None:
                     current.is_dirty = False
+            self._keep_lock()
             for segment in finished:
                 self._finish(segment)
             try:
@@ -167,6 +173,20 @@ class Journal:
                     if log.segment is current:
                         log.fail(error)
             log.room.prepare()
+
+    def _keep_lock(self) -> None:
+        """If somebody has emptied or deleted the folder: hold what is there now, before another process does."""
+        if os.fstat(self._lock_descriptor).st_nlink:
+            return
+        try:
+            descriptor = take_lock(self._shelf.folder)
+        except FileNotFoundError:
+            return  # There is nothing to be held until the next segment makes the folder anew.
+        except (OSError, IngestdError) as error:
+            self._log.trouble = str(error)
+            return
+        os.close(self._lock_descriptor)
+        self._lock_descriptor = descriptor
 
     def _finish(self, segment: OpenSegment) -> None:
         try:
@@ -181,10 +201,10 @@ class Journal:
         """Write the last, sync and give the folder back. `ended`: the session is over, nobody is to continue it."""
         log = self._log
         with self._sync_lock, log.lock:
-            if self._closed:
+            if log.is_closed:
                 return
-            self._closed = True
             log.write_losses()
+            log.is_closed = True
             if log.segment is not None and ended:
                 try:
                     log.segment.mark_ended(log.stretch.sequence_last)
@@ -204,8 +224,10 @@ class Journal:
             return Recovery([], {})
         stock = take_stock(self._shelf.folder, self._number_first)
         warnings = list(stock.warnings)
-        _trim_unused(stock.segments, warnings)
         with self._log.lock:
+            if self._log.is_closed:
+                return Recovery([], {})
+            _trim_unused(stock.segments, warnings)
             for segment in stock.segments:
                 self._shelf.add(segment)
             earlier = [each for each in stock.ledger.stretches.values() if each.sequence_last]
@@ -237,11 +259,12 @@ class Journal:
     def stretches(self) -> list[Stretch]:
         """What there is to send, oldest first, the one being written last; before `recover` only that one."""
         with self._log.lock:
+            segments = self._shelf.by_stretch
             return [
                 Stretch(
-                    account.id, account.session_id, account.boot_id, account.machine_id, account.feed_id,
+                    account.id, account.origin.session_id, account.origin.boot_id, account.machine_id, account.feed_id,
                     account.acknowledged, account.sequence_last, account is self._log.stretch,
-                    sum(segment.end or segment.bytes for segment in self._shelf.by_stretch.get(account.id, ())),
+                    sum([segment.end or segment.bytes for segment in segments.get(account.id, ())]),
                 )
                 for account in self._log.ledger.stretches.values()
             ]  # fmt: skip
@@ -277,6 +300,8 @@ class Journal:
         It is counted when it is acknowledged.
         """
         with self._log.lock:
+            if self._log.is_closed:
+                raise IngestdError("a rejected record cannot be set aside: the journal is closed")
             try:
                 self._log.room.for_rejected(record.size)
                 self._shelf.reject(record, reason)

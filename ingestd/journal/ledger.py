@@ -60,12 +60,12 @@ class StretchAccount:
     @property
     def session_id(self) -> UUID:
         """The session of its records."""
-        return UUID(bytes=self.origin.session)
+        return self.origin.session_id
 
     @property
     def boot_id(self) -> str:
         """The boot of its records."""
-        return str(UUID(bytes=self.origin.boot))
+        return self.origin.boot_id
 
     def pending(self, source: str) -> int:
         """Frames that are in its records and still wait."""

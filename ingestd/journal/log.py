@@ -62,6 +62,7 @@ class Log:
         self.room = Room(self, when_full)
         self.writable, self.trouble = True, ""
         self.bytes_written = 0
+        self.is_closed = False
         self.recovered = False  # Only then does the ledger know everything, and may be written down.
         self.state_number = 0  # the newest segment with a STATE: older ones are not needed for the books
         self.segment: OpenSegment | None = None
@@ -209,7 +210,7 @@ class Log:
 
     def _begin_segment(self, kind: Kind) -> str:
         """Go on in a new segment. Returns why that cannot be: "", "budget" or "journal"."""
-        if time.monotonic() < self._retry_at:
+        if self.is_closed or time.monotonic() < self._retry_at:
             return "journal"
         try:
             if (allocated := self.room.take_segment(is_data=kind is Kind.FRAMES)) is None:

@@ -50,7 +50,10 @@ class StretchReader:
         self._begin(position)
 
     def read(self, bytes_max: int) -> ReadResult:
-        """The next records: some `bytes_max` of them, at least one if there is any; none means there is none now."""
+        """The next records: some `bytes_max` of them, at least one if there is any; none means there is none now.
+
+        Raises IngestdError if a segment cannot be read now; then it was as if nobody had asked.
+        """
         while True:
             with self._log.lock:
                 account = self._log.ledger.stretches.get(self._stretch_id)
@@ -61,7 +64,11 @@ class StretchReader:
                 removed_through, segments = account.removed_through, self._segments()
                 has_ended = account is not self._log.stretch
             after = self._after
-            result, reads = self._collect(account, segments, bytes_max)
+            try:
+                result, reads = self._collect(account, segments, bytes_max)
+            except IngestdError:
+                self.rewind(after)
+                raise
             with self._log.lock:
                 if account.removed_through != removed_through:
                     self._after = after  # Some of this was removed and counted meanwhile.
@@ -103,7 +110,7 @@ class StretchReader:
     ) -> tuple[ReadResult, list[Read]]:
         result, size = ReadResult(), 0
         reads: list[Read] = []
-        while size < bytes_max:
+        while size < max(1, bytes_max):
             item = next(self._items, None)
             if item is None:
                 if self._load(segments):

@@ -60,6 +60,16 @@ class Origin(NamedTuple):
     session: bytes
     boot: bytes
 
+    @property
+    def session_id(self) -> UUID:
+        """The session."""
+        return _uuid(self.session)
+
+    @property
+    def boot_id(self) -> str:
+        """The boot whose CLOCK_MONOTONIC the stamps are."""
+        return _uuid_text(self.boot)
+
 
 @dataclass(slots=True)
 class Record:
@@ -80,12 +90,12 @@ class Record:
     @property
     def session_id(self) -> UUID:
         """The session it was recorded in."""
-        return _uuid(self.origin.session)
+        return self.origin.session_id
 
     @property
     def boot_id(self) -> str:
         """The boot whose CLOCK_MONOTONIC its stamps are."""
-        return str(_uuid(self.origin.boot))
+        return self.origin.boot_id
 
     @property
     def last_ns(self) -> int:
@@ -127,7 +137,8 @@ class Record:
         return lost
 
 
-_uuid = lru_cache(maxsize=64)(lambda value: UUID(bytes=value))
+_uuid = lru_cache(maxsize=1024)(lambda value: UUID(bytes=value))
+_uuid_text = lru_cache(maxsize=1024)(lambda value: str(UUID(bytes=value)))
 _name = lru_cache(maxsize=1024)(lambda value: value.decode("utf-8", "replace"))
 _kinds: dict[int, Kind] = {int(kind): kind for kind in Kind}
 _clock_states = tuple(ClockState)

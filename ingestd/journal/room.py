@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -250,7 +251,8 @@ class Room:
         if self._next is not None:
             (number, descriptor), self._next = self._next, None
             os.close(descriptor)
-            self._log.shelf.delete_other(self._log.shelf.folder / segment_name(number))
+            with suppress(OSError):  # Then it stays, and is found unused by the next process.
+                self._log.shelf.delete_other(self._log.shelf.folder / segment_name(number))
 
 
 def _lost(pieces: list[_Piece], account: StretchAccount) -> tuple[dict[str, int], dict[str, tuple[int, int, Clock]]]:

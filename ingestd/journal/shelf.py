@@ -111,7 +111,12 @@ class Shelf:
 
     def allocate(self, number: int) -> int:
         """The descriptor of a new, empty segment; any thread. It counts once `note_allocated` was called."""
-        return allocate(self.folder / segment_name(number), self.segment_bytes)
+        path = self.folder / segment_name(number)
+        try:
+            return allocate(path, self.segment_bytes)
+        except FileNotFoundError:
+            self.folder.mkdir(exist_ok=True)  # Somebody has deleted it. What is mounted above it is not ours to make.
+            return allocate(path, self.segment_bytes)
 
     def note_allocated(self, number: int) -> None:
         """The segment is there, and takes its bytes."""
