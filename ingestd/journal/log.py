@@ -275,7 +275,8 @@ class Log:
 
     def write_losses(self, *, at_once: bool = True) -> None:
         """Write what could not be written before, though not too often; what still cannot be stays."""
-        if not self.losses or (not at_once and time.monotonic() < self._losses_written_at + REFUSED_EVENT_SECONDS):
+        is_due = self.writable and time.monotonic() >= self._losses_written_at + REFUSED_EVENT_SECONDS
+        if not self.losses or not (at_once or is_due):
             return
         self._losses_written_at = time.monotonic()
         waiting = self.losses.take()
