@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import socket
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -31,7 +27,8 @@ from ingestd.config import Config, DatabaseFile, describe
 from ingestd.daemon.devices import filter_by_databases
 from ingestd.daemon.recording import Recording
 from ingestd.decode.can import DECODER_VERSION
-from ingestd.decode.databases import Match, SignalDatabase, load
+from ingestd.decode.databases import Match, SignalDatabase
+from ingestd.decode.parsing import parse
 from ingestd.delivery.sending import Delivery, DeliveryStatus
 from ingestd.errors import IngestdError, StoreError
 from ingestd.journal import Journal, SessionInfo
@@ -44,6 +41,7 @@ from ingestd.store.writer import Writer
 
 GRACE_SECONDS = 10.0  # how long a stop waits for the database
 RETRY_SECONDS = 5.0
+LOOKS_BEFORE_RETRY = 12  # A file that did not change is parsed again after a minute: the reason may be elsewhere.
 CONTINUED_UTC = datetime.fromtimestamp(1, UTC)  # Older than any edit: a continued session keeps what is known of it.
 
 log = logging.getLogger(__name__)
@@ -74,7 +72,6 @@ class Daemon:
         self.recording = Recording(self.journal, self.wall_clock)
         self.exit_code = 0
         self.delivery: Delivery | None = None
-        self.databases: dict[str, SignalDatabase] = {}
         self.trouble: dict[str, str] = {}  # what is wrong that is not a source's or the database's
 
     def _describe_session(self) -> dict[str, Any]:
@@ -89,7 +86,6 @@ class Daemon:
             "notes": given.notes,
             "created_utc": now.isoformat(),
             "updated_utc": (CONTINUED_UTC if self._continued else now).isoformat(),
-            "ended_utc": None,
             "time_base": self._boot_id,
             "config": {"ingestd": __version__, "decoder": DECODER_VERSION, "file": describe(self.config)},
         }
@@ -127,14 +123,13 @@ class Daemon:
     async def _shut_down(
         self, sources: list[asyncio.Task[None]], background: list[asyncio.Task[None]], delivering: asyncio.Task[None]
     ) -> None:
-        failed = [task for task in [*sources, *background, delivering] if task.done() and task.exception() is not None]
+        failed = [task for task in [*sources, background[0], delivering] if task.done()]
         for task in failed:
             log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=task.exception())
         await _end(sources)
-        now = datetime.now(UTC)
-        self.journal.append_session({**self._session, "updated_utc": now.isoformat(), "ended_utc": now.isoformat()})
+        self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
         await asyncio.to_thread(self.journal.sync)
-        if self.delivery is not None:
+        if self.delivery is not None and self.delivery.decoders is not None and self._recovered.is_set():
             self.delivery.stop()
             await asyncio.wait([delivering], timeout=GRACE_SECONDS)
         await _end([delivering, *background])
@@ -159,8 +154,14 @@ class Daemon:
             await asyncio.to_thread(self.journal.sync)
 
     async def _recover(self) -> None:
-        """Look at what earlier runs left."""
-        recovery = await asyncio.to_thread(self.journal.recover)
+        """Look at what earlier runs left, until that succeeds: nothing is sent before it has."""
+        while True:
+            try:
+                recovery = await asyncio.to_thread(self.journal.recover)
+                break
+            except Exception:
+                log.exception("the journal cannot be looked through; recording goes on, nothing is sent; tried again")
+            await asyncio.sleep(RETRY_SECONDS)
         for warning in recovery.warnings:
             log.warning("journal: %s", warning)
         if self._continued:
@@ -198,11 +199,11 @@ class Daemon:
                 dsn = await asyncio.to_thread(embedded.start)
                 if await migrate.current(dsn) != migrate.head():
                     await migrate.upgrade(dsn)
+                self._cured("database")
                 return dsn
             except StoreError as error:
                 self._troubled("database", str(error))
                 await asyncio.sleep(RETRY_SECONDS)
-        self.trouble.pop("database", None)
         return self.config.database.dsn
 
     async def _load_decoders(self) -> Decoders:
@@ -221,7 +222,6 @@ class Daemon:
             databases = [loaded[file.file, _match(file)] for file in bus.dbc]
             bindings += [Binding(bus.name, database) for database in databases]
             filter_by_databases(bus, self.sources, databases)
-        self.databases = {str(key[0]): database for key, database in loaded.items()}
         decoders = Decoders(bindings, protocols={line.name: line.protocol for line in self.config.serial})
         for bus in self.config.can:
             decoders.of(bus.name)
@@ -230,24 +230,27 @@ class Daemon:
         return decoders
 
     async def _load(self, path: Path, match: Match) -> SignalDatabase:
-        tried_ns = None
         while True:
-            if tried_ns == (found_ns := _mtime_ns(path)):
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            tried_ns = found_ns
+            tried = _fingerprint(path)
             try:
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_modest) as pool:
-                    database = await asyncio.get_running_loop().run_in_executor(pool, load, path, match)
-                self.trouble.pop(str(path), None)
+                database = await parse(path, match)
+                self._cured(str(path))
                 return database
             except IngestdError as error:
                 self._troubled(str(path), f"{error}; recording goes on, nothing is sent until the file is corrected")
+            for _ in range(LOOKS_BEFORE_RETRY):
+                await asyncio.sleep(RETRY_SECONDS)
+                if _fingerprint(path) != tried:
+                    break
 
     def _troubled(self, what: str, message: str) -> None:
         if self.trouble.get(what) != message:
             log.error("%s", message)
         self.trouble[what] = message
+
+    def _cured(self, what: str) -> None:
+        if self.trouble.pop(what, None) is not None:
+            log.info("in order again: %s", what)
 
     def books(self) -> Mapping[str, Books]:
         """Where every frame is, of every source that ever gave one."""
@@ -285,17 +288,13 @@ def _match(file: DatabaseFile) -> Match:
     return cast(Match, file.match)  # The configuration has checked it.
 
 
-def _mtime_ns(path: Path) -> int:
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """What changes when somebody writes to a file or changes who may read it; None if it is not there."""
     try:
-        return path.stat().st_mtime_ns
+        status = path.stat()
     except OSError:
-        return 0
-
-
-def _be_modest() -> None:
-    """In the process that parses: leave the processor to the recording, and Ctrl-C to the daemon."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(10)
+        return None
+    return status.st_ino, status.st_size, status.st_ctime_ns
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ingestd.decode.databases import MessageDefinition, SignalDatabase, SignalDefinition, pgn_of
 from ingestd.decode.layout import Layout, Words, channel_of, raw_integers
-from ingestd.model import GROUP_CHANNELS_MAX, Flag, FrameBatch, Int64s, SignalBatch, SignalGroup
+from ingestd.model import GROUP_CHANNELS_MAX, Flag, FrameBatch, Int64s, SerialFlag, SignalBatch, SignalGroup
 
 # Raised when the same frame and database decode otherwise than before: an import begun with another one is not resumed.
 DECODER_VERSION = 1
@@ -286,9 +286,10 @@ class Decoder:
         message = table.directory.find(frames)
         length = frames.length.astype(np.int64)
         layout = np.full(len(frames), UNKNOWN, np.int32)
-        remote = (frames.flags & Flag.REMOTE) != 0
-        error = (frames.flags & Flag.ERROR) != 0
-        known = (message >= 0) & ~remote & ~error
+        can = (frames.flags & SerialFlag.SERIAL) == 0  # Others were recorded when a serial line had this name.
+        remote = can & ((frames.flags & Flag.REMOTE) != 0)
+        error = can & ((frames.flags & Flag.ERROR) != 0)
+        known = can & (message >= 0) & ~remote & ~error
         short = known & (length < table.length[message])
         segment = short & (table.length[message] > CLASSIC_BYTES_MAX) & (length <= CLASSIC_BYTES_MAX)
         segment &= (frames.flags & Flag.FD) == 0

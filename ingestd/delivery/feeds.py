@@ -22,7 +22,10 @@ from uuid import UUID
 
 from ingestd.delivery.transactions import FeedState, Prepared
 from ingestd.journal import Stretch, StretchReader
+from ingestd.pipeline import RETRY_SECONDS_MIN
 from ingestd.store.writer import SessionEdit, Standing
+
+BATCH_BYTES_MIN = 250_000
 
 
 class Finding(Enum):
@@ -46,10 +49,15 @@ class Cursor:
     acknowledged: int  # what is below is in the books already, also when it is sent again
     state: FeedState = field(default_factory=FeedState)
     reader: StretchReader | None = None
-    attempt: Prepared | None = None  # prepared, and not known to be committed
+    attempt: Prepared | None = None  # prepared, and not known to be committed …
+    attempt_at: float = 0.0  # … when what is in it was read, by time.monotonic, …
+    attempt_is_all: bool = False  # … and whether that was all there was
     failures: int = 0  # of this attempt, with an error of the server's
     records_max: int | None = None  # while a batch that failed is being halved …
     halving_until: int = 0  # … up to this position
+    bytes_max: int = BATCH_BYTES_MIN  # how much of the journal goes into a batch; follows from the signals it gives
+    retry_at: float = 0.0  # not before this instant of time.monotonic …
+    pause: float = RETRY_SECONDS_MIN  # … and how long the next wait is
     confirmed: bool = False  # whether its position was compared with the database since the connection was opened
     done: bool = False  # nothing more will come of it
 
@@ -64,8 +72,11 @@ def judge(cursor: Cursor, standing: Standing | None, machine_id: str, *, known: 
         return Finding.CONTINUE
     if standing.position < cursor.position:
         return Finding.RESTORED
-    if cursor.attempt is not None and standing.position == cursor.attempt.batch.position_new:
-        return Finding.CATCH_UP
+    attempt = None if cursor.attempt is None else cursor.attempt.batch
+    if attempt is not None and standing.position == attempt.position_new:
+        # A clone may be at the same position with other frames: the mark says whose commit it was.
+        is_ours = standing.decoder_state.get("attempt") == attempt.decoder_state.get("attempt")
+        return Finding.CATCH_UP if is_ours else Finding.CLONED
     # Before the first comparison of this process: the last commit of the one before it. Afterwards nobody but a clone
     # of this machine, with its id, moves the position.
     return Finding.CATCH_UP if cursor.reader is None else Finding.CLONED

@@ -10,7 +10,9 @@ batch has one of three fates:
 A batch that the database refuses while it takes other writes is halved until the record at fault is alone.
 
 Limits: one connection, one transaction at a time, at most one prepared batch per stretch in memory; a batch is read
-from at most `BATCH_BYTES_MAX` of journal. Nothing here waits for ever: every await has a deadline in the store.
+from at most `BATCH_BYTES_MAX` of journal, less where that gives more than `BATCH_SIGNALS` signals. What one stretch has
+to wait for holds up no other: after a live batch an older stretch has its turn, and a stretch that failed waits by
+itself. Nothing here waits for ever: every await has a deadline in the store.
 """
 
 from __future__ import annotations
@@ -20,21 +22,22 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ingestd.clock import mono_ns
-from ingestd.delivery.feeds import Cursor, Finding, is_known, judge, new_feed_id, placeholder
+from ingestd.delivery.feeds import BATCH_BYTES_MIN, Cursor, Finding, is_known, judge, new_feed_id, placeholder
 from ingestd.delivery.transactions import FeedState, Prepared, prepare, prepare_rejected
-from ingestd.errors import FeedError, StoreError, StoreRejected, StoreUnavailable
-from ingestd.journal import Journal, Record, Stretch
+from ingestd.errors import FeedError, IngestdError, StoreError, StoreRejected, StoreUnavailable
+from ingestd.journal import Journal, ReadResult, Record, Stretch, StretchReader
 from ingestd.metrics import Histogram
 from ingestd.model import Clock, Event
 from ingestd.pipeline import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, Decoders
 from ingestd.store.faults import Cause, classify, sqlstate
-from ingestd.store.writer import Writer
+from ingestd.store.writer import Standing, Writer
 
-BATCH_BYTES_MAX = 2_000_000  # of journal: some 64,000 classic frames or more, and seconds of decoding on a small board
+BATCH_BYTES_MAX = 2_000_000  # of journal: some 100,000 classic frames
+BATCH_SIGNALS = 1_000_000  # Some 20 MB in columns and as much again as rows.
 OUTAGE_SECONDS = 60.0  # After this long without a database a new stretch begins, so that live data need not wait.
 FAILURES_MAX = 3  # server errors of one batch, while other writes are taken, before it is halved
 POLL_SECONDS = 0.05  # how soon a record is seen that comes after an idle time
@@ -54,7 +57,6 @@ class DeliveryStatus:
     trouble: str = "not connected yet"
     commits: int = 0
     failures: int = 0
-    signals: int = 0
     commit_seconds: Histogram = field(default_factory=Histogram)
     lag_seconds: Histogram = field(default_factory=Histogram)  # wire to committed, of the oldest frame of a live batch
     lag_seconds_last: float = 0.0
@@ -85,8 +87,9 @@ class Delivery:
         self._cursors: dict[str, Cursor] = {}
         self._known: bool | None = None  # whether it is the database we know, since the connection was opened
         self._stopping = False
-        self._down_since: float | None = time.monotonic()
-        self._reported: tuple[str, float] = ("", 0.0)
+        self._down_since = time.monotonic()  # … or since the last commit
+        self._said: dict[str, tuple[str, float]] = {}  # what was said when, by stretch; "" is the database as a whole
+        self._rejected_count = 0
         self._pause = RETRY_SECONDS_MIN
 
     def __repr__(self) -> str:
@@ -98,19 +101,23 @@ class Delivery:
         Cancelling it is allowed at any time and leaves the rest in the journal; it cannot be run again after that.
         """
         await recovered.wait()
-        live_at = time.monotonic()
+        live_at, was_live = time.monotonic(), False
         try:
             while True:
                 now = time.monotonic()
-                stretch = self._next(live_due=self._stopping or now >= live_at) if self.decoders is not None else None
+                stretch = None
+                if self.decoders is not None:
+                    stretch = self._next(live_due=self._stopping or now >= live_at, older_first=was_live)
                 if stretch is None:
-                    if self._stopping:
+                    if self._stopping and not self._anything_unsent():
                         return
+                    was_live = False
                     await asyncio.sleep(min(max(live_at - now, 0.001), POLL_SECONDS) if live_at > now else POLL_SECONDS)
                     continue
                 await self._try(stretch)
-                if stretch.is_current and not self._is_urgent(stretch):
-                    live_at = now + self._interval_s
+                was_live = stretch.is_current
+                if was_live and not self._is_urgent(stretch):
+                    live_at = max(now + self._interval_s, time.monotonic())
         finally:
             self._writer.terminate()
 
@@ -118,15 +125,23 @@ class Delivery:
         """Let `run` end once everything is sent."""
         self._stopping = True
 
-    def _next(self, *, live_due: bool) -> Stretch | None:
-        """The stretch to send from now: the newest if it is due, else the oldest with anything unsent."""
+    def _next(self, *, live_due: bool, older_first: bool) -> Stretch | None:
+        """The stretch to send from now: the newest if it is due, else the oldest that has anything and may be tried.
+
+        `older_first`: the newest has just had its turn; however slow the database is, it is not to take all of them.
+        """
+        now = time.monotonic()
         *older, newest = self._journal.stretches()
-        if live_due and self._is_unsent(newest):
-            return newest
-        stretch = next((stretch for stretch in older if self._is_unsent(stretch)), None)
-        if stretch is None and live_due:
-            self.status.drained_at = time.monotonic()
-        return stretch
+        waiting = next((each for each in older if self._is_unsent(each) and self._retry_at(each) <= now), None)
+        live = newest if live_due and self._is_unsent(newest) and self._retry_at(newest) <= now else None
+        return (waiting or live) if older_first else (live or waiting)
+
+    def _anything_unsent(self) -> bool:
+        return any(map(self._is_unsent, self._journal.stretches()))
+
+    def _retry_at(self, stretch: Stretch) -> float:
+        cursor = self._cursors.get(stretch.id)
+        return 0.0 if cursor is None else cursor.retry_at
 
     def _is_unsent(self, stretch: Stretch) -> bool:
         cursor = self._cursors.get(stretch.id)
@@ -141,25 +156,32 @@ class Delivery:
         return cursor is not None and cursor.records_max is not None
 
     async def _try(self, stretch: Stretch) -> None:
-        """Send one batch of a stretch, or find out why not, and wait as long as that calls for."""
+        """Send one batch of a stretch, or find out why not, and see to it that it is tried again, but not at once."""
         try:
             await self._connect()
-            cursor = self._cursor(stretch)
+        except StoreError as error:
+            self._say_once("", error)
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+            self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)
+            return
+        cursor = self._cursor(stretch)
+        try:
             if not cursor.confirmed:
                 await self._confirm(cursor, stretch)
             if cursor.attempt is None and not cursor.done:
                 await self._prepare(cursor, stretch)
             if cursor.attempt is not None:
                 await self._commit(cursor, stretch)
-        except StoreError as error:
-            await self._kept(error)
-        except FeedError as error:  # Somebody else moved the position: the next comparison says what that means.
-            log.warning("%s", error)
-            self._writer.terminate()
+        except IngestdError as error:
+            if isinstance(
+                error, FeedError
+            ):  # Somebody else moved the position: the next comparison says what it means.
+                self._writer.terminate()
+            self._keep(cursor, error)
         except Exception as error:
-            log.exception("sending failed in an unforeseen way; the journal keeps what is not sent")
             self._writer.terminate()
-            await self._kept(StoreError(f"unforeseen: {type(error).__name__}: {error}"))
+            if self._keep(cursor, StoreError(f"unforeseen: {type(error).__name__}: {error}")):
+                log.exception("this is a defect; the journal keeps what is not sent")
 
     async def _connect(self) -> None:
         if self._writer.is_open:
@@ -171,9 +193,9 @@ class Delivery:
         stretches = self._journal.stretches()
         standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
         self._known = is_known(standings, stretches)
-        if not self._reported[0]:
+        if not self._said:
             self.status.database_up, self.status.trouble = True, ""
-        if self._down_since is not None and time.monotonic() - self._down_since >= OUTAGE_SECONDS:
+        if "" in self._said and time.monotonic() - self._down_since >= OUTAGE_SECONDS:
             self._down_since = time.monotonic()  # One stretch an outage, should the first commits fail, too.
             if stretches[-1].last_sequence > stretches[-1].acknowledged:
                 self._journal.begin_stretch()
@@ -196,7 +218,7 @@ class Delivery:
             self._settle(cursor, cursor.attempt)
         elif finding is Finding.CATCH_UP:
             assert standing is not None, "there is something to catch up with"
-            await self._catch_up(cursor, standing.position)
+            await self._catch_up(cursor, standing)
         elif finding is Finding.DELETED and cursor.position >= stretch.last_sequence and not stretch.is_current:
             cursor.done = True
         elif finding in (Finding.NEW, Finding.RESTORED, Finding.CLONED, Finding.DELETED):
@@ -209,16 +231,18 @@ class Delivery:
 
     async def _begin_again(self, cursor: Cursor, stretch: Stretch, finding: Finding, position: int) -> None:
         """Start sending from where the database needs it: anew, from its position, or under another feed id."""
+        feed_id = cursor.feed_id
         if finding is Finding.CLONED:
-            cursor.feed_id = self._writer.feed_id = new_feed_id(cursor.stretch_id)
-            self._journal.assign_feed(cursor.stretch_id, cursor.feed_id, cursor.position)
-            position = cursor.position
-            log.warning("the journal was cloned: stretch %s goes on as feed %s", cursor.stretch_id, cursor.feed_id)
+            feed_id, position = new_feed_id(cursor.stretch_id), cursor.position
         elif finding is Finding.DELETED:
             position = cursor.acknowledged
         if finding is not Finding.RESTORED:
             session = placeholder(stretch.session_id, stretch.boot_id)
-            await self._writer.begin(session, cursor.feed_id, position, self._machine_id)
+            await self._writer.begin(session, feed_id, position, self._machine_id)
+        if finding is Finding.CLONED:  # In this order: a feed in the database that nobody uses does no harm.
+            self._journal.assign_feed(cursor.stretch_id, feed_id, cursor.position)
+            cursor.feed_id = self._writer.feed_id = feed_id
+            log.warning("the journal was cloned: stretch %s goes on as feed %s", cursor.stretch_id, feed_id)
         if position < cursor.acknowledged or finding is Finding.RESTORED:
             self._journal.append_event(
                 Event("", "database_restored", mono_ns(), cursor.feed_id, {"from": position, "to": cursor.position}),
@@ -229,48 +253,56 @@ class Delivery:
             cursor.state = FeedState()
         cursor.position, cursor.attempt, cursor.reader = position, None, None
 
-    async def _catch_up(self, cursor: Cursor, position: int) -> None:
-        """Note in the books what was committed without our hearing of it."""
+    async def _catch_up(self, cursor: Cursor, standing: Standing) -> None:
+        """Note in the books what was committed, or rejected, without our hearing of it."""
         reader = self._journal.reader(cursor.stretch_id, cursor.position)
-        while cursor.position < position:
-            result = await asyncio.to_thread(reader.read, BATCH_BYTES_MAX)
-            records = [record for record in result.records if record.sequence <= position]
-            if not records:
-                break  # A power cut took what the database has.
-            counts: Counter[str] = Counter()
-            for record in records:
-                counts[record.source] += record.frames_count
-            cursor.position = cursor.acknowledged = records[-1].sequence
-            self._journal.acknowledge(cursor.stretch_id, cursor.position, counts, {}, result.lost)
-        cursor.position = max(cursor.position, position)
+        rejected = set(FeedState.load(standing.decoder_state).rejected)
+        while cursor.position < standing.position:
+            result = await asyncio.to_thread(reader.read, 1)  # One by one: the loss before a record goes with it.
+            if not result.records or result.records[-1].sequence > standing.position:
+                break  # A power cut, or damage, took what the database has.
+            for record in result.records:
+                counts = Counter({record.source: record.frames_count})
+                refused = counts if record.sequence in rejected else Counter[str]()
+                cursor.position = cursor.acknowledged = record.sequence
+                self._journal.acknowledge(cursor.stretch_id, record.sequence, counts - refused, refused, result.lost)
+        cursor.position = max(cursor.position, standing.position)
 
     async def _prepare(self, cursor: Cursor, stretch: Stretch) -> None:
         """Read and decode the next batch."""
-        assert cursor.reader is not None
-        assert self.decoders is not None
+        reader, decoders, began = cursor.reader, self.decoders, time.monotonic()
+        assert reader is not None
+        assert decoders is not None
+        records: list[Record] = []
         try:
-            result = await asyncio.to_thread(cursor.reader.read, BATCH_BYTES_MAX)
+            result = await asyncio.to_thread(_read, reader, cursor.bytes_max, cursor.records_max)
             records = result.records
             if not records:
                 cursor.done = not stretch.is_current
                 return
-            if cursor.records_max is not None and len(records) > cursor.records_max:
-                records = records[: cursor.records_max]
-                cursor.reader.rewind(records[-1].sequence)
             cursor.attempt = await asyncio.to_thread(
                 prepare,
                 records,
                 result.lost,
                 cursor.state,
-                self.decoders,
+                decoders,
                 position=cursor.position,
                 completed=not stretch.is_current and records[-1].sequence >= stretch.last_sequence,
                 store_frames=self._store_frames,
             )
-        except Exception:
-            cursor.reader.rewind(cursor.position)  # What was read and not prepared must be read again.
-            raise
-        cursor.failures = 0
+        except Exception as error:
+            if not records:
+                reader.rewind(cursor.position)
+                raise
+            self._refuse(cursor, records, StoreRejected(f"it cannot be prepared: {type(error).__name__}: {error}"))
+            return
+        cursor.failures, cursor.attempt_at = 0, began
+        cursor.attempt_is_all = sum(record.size for record in records) < cursor.bytes_max
+        signals_count = cursor.attempt.signals_count
+        if signals_count > BATCH_SIGNALS:
+            cursor.bytes_max = max(cursor.bytes_max // 2, BATCH_BYTES_MIN)
+        elif signals_count < BATCH_SIGNALS // 3:
+            cursor.bytes_max = min(cursor.bytes_max * 2, BATCH_BYTES_MAX)
 
     async def _commit(self, cursor: Cursor, stretch: Stretch) -> None:
         attempt = cursor.attempt
@@ -281,23 +313,30 @@ class Delivery:
         except StoreError as error:
             if not await self._is_at_fault(cursor, error):
                 raise
-            self._halve(cursor, attempt, error)
+            self._refuse(cursor, attempt.records, error)
             return
         self._settle(cursor, attempt)
-        self._committed()
+        self._committed(cursor)
+        if (
+            stretch.is_current
+            and cursor.attempt_is_all
+            and not any(map(self._is_unsent, self._journal.stretches()[:-1]))
+        ):
+            self.status.drained_at = cursor.attempt_at
         self.status.commits += 1
-        self.status.signals += attempt.signals_count
         self.status.commit_seconds.observe(time.monotonic() - started)
         if stretch.is_current and attempt.oldest_ns is not None:
             self.status.lag_seconds_last = (mono_ns() - attempt.oldest_ns) / 1e9
             self.status.lag_seconds.observe(self.status.lag_seconds_last)
 
-    def _committed(self) -> None:
+    def _committed(self, cursor: Cursor) -> None:
         """The database takes what we have."""
-        self._pause = RETRY_SECONDS_MIN
-        if self._down_since is not None:
+        self._pause = cursor.pause = RETRY_SECONDS_MIN
+        cursor.retry_at = 0.0
+        self._said.pop(cursor.stretch_id, None)
+        if self._said.pop("", None) is not None or not self.status.commits:
             log.info("the database takes data outage_seconds=%.1f", time.monotonic() - self._down_since)
-        self._down_since, self._reported = None, ("", 0.0)
+        self._down_since = time.monotonic()
         self.status.database_up, self.status.trouble = True, ""
 
     def _settle(self, cursor: Cursor, attempt: Prepared) -> None:
@@ -339,37 +378,63 @@ class Delivery:
             return True
         return cursor.failures >= FAILURES_MAX and await self._writer.takes_writes()
 
-    def _halve(self, cursor: Cursor, attempt: Prepared, error: StoreError) -> None:
-        """Try again with half of the batch; a record that is alone is rejected."""
+    def _refuse(self, cursor: Cursor, records: Sequence[Record], error: StoreError) -> None:
+        """The database, or our own encoder, cannot take these: try half of them. A record that is alone is rejected."""
         self.status.failures += 1
-        if len(attempt.records) > 1:
-            cursor.records_max = len(attempt.records) // 2
-            cursor.halving_until = max(cursor.halving_until, attempt.batch.position_new)
-            cursor.attempt = None
-            assert cursor.reader is not None
+        assert cursor.reader is not None
+        cursor.attempt = None
+        if len(records) > 1:
             cursor.reader.rewind(cursor.position)
-            log.warning("refused as a whole, tried in halves records=%d: %s", len(attempt.records), error)
+            cursor.records_max = len(records) // 2
+            cursor.halving_until = max(cursor.halving_until, records[-1].sequence)
+            log.debug("refused as a whole, tried in halves records=%d: %s", len(records), error)
             return
-        record: Record = attempt.records[0]
-        self._journal.reject(record, str(error))
-        log.error(
-            "rejected for good stretch=%s record=%d source=%s frames=%d: %s (`ingestd journal export --rejected`)",
-            cursor.stretch_id, record.sequence, record.source, record.frames_count, error,
-        )  # fmt: skip
-        cursor.attempt = prepare_rejected(
-            record, cursor.state, position=cursor.position, completed=attempt.batch.completed
-        )
-
-    async def _kept(self, error: StoreError) -> None:
-        """Say once what is wrong, wait, and try again: for ever."""
-        self.status.failures += 1
-        if self._down_since is None:
-            self._down_since = time.monotonic()
-        self.status.database_up, self.status.trouble = False, str(error)
-        said, at = self._reported
+        record = records[0]
+        try:
+            self._journal.reject(record, str(error))
+        except IngestdError:
+            cursor.reader.rewind(cursor.position)
+            raise
+        self._rejected_count += 1
+        said, at = self._said.get("rejected", ("", 0.0))
         if str(error) != said or time.monotonic() - at > REPORT_SECONDS:
-            self._reported = (str(error), time.monotonic())
-            level = logging.WARNING if isinstance(error, StoreUnavailable) else logging.ERROR
-            log.log(level, "kept in the journal until the database takes it: %s", error)
-        await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
-        self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)
+            self._said["rejected"] = (str(error), time.monotonic())
+            log.error(
+                "rejected for good, %d records so far stretch=%s record=%d source=%s frames=%d: %s"
+                " (`ingestd journal export --rejected`)",
+                self._rejected_count, cursor.stretch_id, record.sequence, record.source, record.frames_count, error,
+            )  # fmt: skip
+        cursor.attempt = prepare_rejected(record, cursor.state, position=cursor.position, completed=False)
+
+    def _keep(self, cursor: Cursor, error: IngestdError) -> bool:
+        """Try a stretch again later, for ever; whether this was said now."""
+        self.status.failures += 1
+        cursor.retry_at = time.monotonic() + cursor.pause * random.uniform(0.5, 1.0)
+        cursor.pause = min(2 * cursor.pause, RETRY_SECONDS_MAX)
+        return self._say_once(cursor.stretch_id, error)
+
+    def _say_once(self, about: str, error: IngestdError) -> bool:
+        """Say what is wrong with a stretch, or with the database as a whole, unless it was said a moment ago."""
+        if about in ("", self._journal.stretches()[-1].id):
+            self.status.database_up, self.status.trouble = False, str(error)
+        said, at = self._said.get(about, ("", 0.0))
+        if str(error) == said and time.monotonic() - at < REPORT_SECONDS:
+            return False
+        self._said[about] = (str(error), time.monotonic())
+        level = logging.WARNING if isinstance(error, StoreUnavailable) else logging.ERROR
+        log.log(level, "kept in the journal until the database takes it: %s", error)
+        return True
+
+
+def _read(reader: StretchReader, bytes_max: int, records_max: int | None) -> ReadResult:
+    """The next records. What is told to be lost was lost before or among these, and not behind them."""
+    if records_max is None:
+        return reader.read(bytes_max)
+    result = ReadResult()
+    while len(result.records) < records_max and (more := reader.read(1)).records:
+        result.records += more.records
+        for source, reasons in more.lost.items():
+            of_source = result.lost.setdefault(source, {})
+            for reason, count in reasons.items():
+                of_source[reason] = of_source.get(reason, 0) + count
+    return result

@@ -11,7 +11,7 @@ frames and counted as undecoded.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -26,17 +26,22 @@ from ingestd.model import BATCH_FRAMES_MAX, Clock, CopyData, Event, FrameBatch, 
 from ingestd.pipeline import Decoders
 from ingestd.store.writer import FeedBatch, SessionEdit, StampedEvent
 
-GAP_EVENTS = frozenset({"gap", "link_down"})  # After these the first sample of every channel is marked.
+GAP_EVENTS = frozenset({"gap", "link_down", "resumed"})  # After these the first sample of every channel is marked.
+TOLD_LATE = frozenset(
+    {"down", "budget"}
+)  # Gaps that are told later than they are: `resumed`, or the reader, marks them.
 GAP_MEMORY_NS = 60_000_000_000  # A channel that is silent for longer after a gap is not marked any more.
+REJECTED_REMEMBERED_MAX = 1000
+DECODER_FAILURES_MAX = 16  # in one batch; what is left of it is stored undecoded
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Gap:
-    """A source after a gap: since when, and which groups have had their first sample."""
+    """A source after a gap: its first stamp since, if there is one, and which groups have had their first sample."""
 
-    since_ns: int
+    since_ns: int | None = None
     seen: set[int] = field(default_factory=set)
 
 
@@ -45,7 +50,7 @@ class FeedState:
     """What goes into `feeds.decoder_state`: totals of the feed by source, and gaps that are still fresh."""
 
     counts: dict[str, Counts] = field(default_factory=dict)
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejected: list[int] = field(default_factory=list)  # the newest records that were
     gaps: dict[str, Gap] = field(default_factory=dict)
 
     @staticmethod
@@ -53,7 +58,7 @@ class FeedState:
         """From the JSON committed with the position."""
         return FeedState(
             {source: Counts(**counts) for source, counts in state.get("counts", {}).items()},
-            Counter(state.get("rejected", {})),
+            list(state.get("rejected", ())),
             {source: Gap(since_ns, set(seen)) for source, (since_ns, seen) in state.get("gaps", {}).items()},
         )
 
@@ -61,7 +66,7 @@ class FeedState:
         """The form that `load` takes."""
         return {
             "counts": {source: asdict(counts) for source, counts in self.counts.items()},
-            "rejected": dict(self.rejected),
+            "rejected": self.rejected[-REJECTED_REMEMBERED_MAX:],
             "gaps": {source: [gap.since_ns, sorted(gap.seen)] for source, gap in self.gaps.items()},
         }
 
@@ -86,15 +91,15 @@ class Prepared:
 
 @dataclass(slots=True)
 class _Piece:
-    """Records of frames of one source without a gap between them; `gap_ns` if there was one before the first."""
+    """Records of frames of one source without a gap between them, and whether there was one before the first."""
 
-    gap_ns: int | None = None
+    after_gap: bool = False
     records: list[Record] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Run:
-    """Consecutive records under one clock, by source."""
+    """Records under one clock, by source; a source's records in their order."""
 
     clock: Clock
     pieces: dict[str, list[_Piece]] = field(default_factory=dict)
@@ -136,16 +141,18 @@ def prepare(
         copies.append(encode_signals(signals, placement))
         if store_frames:
             copies.append(encode_frames(frames, placement))
+    ended = [record.session()["ended_utc"] for record in sessions if record.session().get("ended_utc")]
     transaction = FeedBatch(
         position_old=position,
         position_new=records[-1].sequence,
         groups=list(groups.values()),
         copies=copies,
-        decoder_state=state.as_json(),
-        completed=completed or any(session.ended_utc is not None for session in sessions),
+        decoder_state=_with_token(state),
+        completed=completed or bool(ended),
+        ended_utc=datetime.fromisoformat(ended[-1]) if ended else None,
         frames_count=state.frames_count,
         session_id=records[0].session_id,
-        sessions=sessions,
+        sessions=[session_edit(each.session_id, each.session()) for each in sessions if "time_base" in each.session()],
         events=events,
     )
     return Prepared(transaction, state, records, lost, oldest_ns, signals_count)
@@ -154,13 +161,21 @@ def prepare(
 def prepare_rejected(record: Record, state: FeedState, *, position: int, completed: bool) -> Prepared:
     """The transaction that moves the position past a record that PostgreSQL can never take, and stores nothing."""
     state = FeedState.load(state.as_json())
-    state.rejected[record.source] += record.frames_count
-    batch = FeedBatch(position, record.sequence, (), (), state.as_json(), completed, frames_count=state.frames_count)
+    state.rejected.append(record.sequence)
+    batch = FeedBatch(position, record.sequence, (), (), _with_token(state), completed, frames_count=state.frames_count)
     return Prepared(batch, state, [record], {}, None, 0, is_rejected=True)
 
 
+def _with_token(state: FeedState) -> dict[str, Any]:
+    """The state with a mark that tells this attempt from one of a clone that ends at the same position."""
+    return {**state.as_json(), "attempt": secrets.token_hex(8)}
+
+
 def session_edit(session_id: Any, fields: Mapping[str, Any]) -> SessionEdit:
-    """A SESSION record as a row of `sessions`. Instants are ISO 8601 in it."""
+    """A SESSION record as a row of `sessions`. Instants are ISO 8601 in it.
+
+    One that only ends the session has nothing but `ended_utc`: it must not undo what people edited meanwhile.
+    """
 
     def moment(name: str) -> datetime | None:
         return datetime.fromisoformat(fields[name]) if fields.get(name) else None
@@ -170,7 +185,6 @@ def session_edit(session_id: Any, fields: Mapping[str, Any]) -> SessionEdit:
         time_base=fields.get("time_base", ""),
         created_utc=moment("created_utc") or datetime.now(UTC),
         updated_utc=moment("updated_utc") or datetime.now(UTC),
-        ended_utc=moment("ended_utc"),
         name=fields.get("name"),
         car_id=fields.get("car_id"),
         driver=fields.get("driver"),
@@ -182,34 +196,52 @@ def session_edit(session_id: Any, fields: Mapping[str, Any]) -> SessionEdit:
 
 def _sort(
     records: Sequence[Record], lost: Mapping[str, Mapping[str, int]]
-) -> tuple[list[_Run], list[StampedEvent], list[SessionEdit]]:
+) -> tuple[list[_Run], list[StampedEvent], list[Record]]:
     """Records by what they hold; frames by clock, then source, then gap."""
     runs: list[_Run] = []
+    latest: dict[str, int] = {}  # the run in which a source is
     events: list[StampedEvent] = []
-    sessions: list[SessionEdit] = []
-    for source, reasons in lost.items():
-        clock, at_ns = records[0].clock, records[0].ts_ns
-        for reason, frames_count in reasons.items():
-            payload = {"reason": reason, "frames": frames_count}
-            events.append(StampedEvent(Event(source, "gap", at_ns, reason, payload), clock.utc_offset_ns))
-        runs.append(_Run(clock, {source: [_Piece(at_ns)]}))
+    sessions: list[Record] = []
+    revealing = _revealing(records, lost)
     for record in records:
         if record.kind is Kind.SESSION:
-            sessions.append(session_edit(record.session_id, record.session()))
+            sessions.append(record)
             continue
-        if not runs or runs[-1].clock != record.clock:
+        begin = latest.get(record.source, 0)
+        number = next((n for n in range(begin, len(runs)) if runs[n].clock == record.clock), len(runs))
+        if number == len(runs):
             runs.append(_Run(record.clock))
-        pieces = runs[-1].pieces.setdefault(record.source, [])
+        latest[record.source] = number
+        pieces = runs[number].pieces.setdefault(record.source, [])
+        if revealing.get(record.source) == record.sequence:
+            for reason, frames_count in lost[record.source].items():
+                gap = Event(record.source, "gap", record.ts_ns, reason, {"reason": reason, "frames": frames_count})
+                events.append(StampedEvent(gap, record.clock.utc_offset_ns))
+            pieces.append(_Piece(after_gap=True))
         if record.kind is Kind.FRAMES:
             if not pieces:
                 pieces.append(_Piece())
             pieces[-1].records.append(record)
             continue
         event = record.event()
-        events.append(StampedEvent(event, record.clock.utc_offset_ns))
-        if event.kind in GAP_EVENTS:
-            pieces.append(_Piece(event.ts_ns))
+        if event.kind != "resumed":
+            events.append(StampedEvent(event, record.clock.utc_offset_ns))
+        if event.kind in GAP_EVENTS and event.key not in TOLD_LATE:
+            pieces.append(_Piece(after_gap=True))
     return runs, events, sessions
+
+
+def _revealing(records: Sequence[Record], lost: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Of each source that lost frames, the record whose count of the frames before it says so."""
+    found: dict[str, int] = {}
+    expected: dict[str, int] = {}
+    for record in records:
+        if record.source not in lost or record.kind is Kind.SESSION:
+            continue
+        if record.source not in found or record.frames_before > expected.get(record.source, record.frames_before):
+            found[record.source] = record.sequence
+        expected[record.source] = record.frames_before + record.frames_count
+    return found
 
 
 def _batches(run: _Run, state: FeedState) -> Iterator[FrameBatch]:
@@ -219,28 +251,36 @@ def _batches(run: _Run, state: FeedState) -> Iterator[FrameBatch]:
     """
     for source, pieces in run.pieces.items():
         for piece in pieces:
-            if piece.gap_ns is not None:
-                state.gaps[source] = Gap(piece.gap_ns)
+            if piece.after_gap:
+                state.gaps[source] = Gap()
             if piece.records:
                 frames = merge(piece.records)
                 for begin in range(0, len(frames), BATCH_FRAMES_MAX):
                     yield frames[begin : begin + BATCH_FRAMES_MAX]
 
 
-def _decode(decoders: Decoders, frames: FrameBatch) -> Decoded:
+def _decode(decoders: Decoders, frames: FrameBatch, failures: list[str] | None = None) -> Decoded:
     """Decode, and where that raises, halve: one frame that a decoder cannot bear costs only its own signals."""
-    try:
-        return decoders.of(frames.source).decode(frames)
-    except Exception:
-        if len(frames) == 1:
-            log.exception("a frame makes the decoder fail: stored undecoded source=%s", frames.source)
-            return Decoded([], Counts(frames=1, undecoded=1))
-        half = len(frames) // 2
-        halves = [_decode(decoders, frames[:half]), _decode(decoders, frames[half:])]
-        counts = Counts()
-        for each in halves:
-            counts.add(each.counts)
-        return Decoded([batch for each in halves for batch in each.batches], counts)
+    top, failures = failures is None, failures if failures is not None else []
+    decoded = Decoded([], Counts(frames=len(frames), undecoded=len(frames)))
+    if len(failures) < DECODER_FAILURES_MAX:
+        try:
+            return decoders.of(frames.source).decode(frames)
+        except Exception as error:
+            if len(frames) == 1:
+                failures.append(f"{type(error).__name__}: {error}")
+            else:
+                half = len(frames) // 2
+                halves = [_decode(decoders, frames[:half], failures), _decode(decoders, frames[half:], failures)]
+                decoded = Decoded([batch for each in halves for batch in each.batches], Counts())
+                for each in halves:
+                    decoded.counts.add(each.counts)
+    if top and failures:
+        log.error(
+            "frames make the decoder fail: stored undecoded source=%s frames=%d error=%r",
+            frames.source, decoded.counts.undecoded, failures[0],
+        )  # fmt: skip
+    return decoded
 
 
 def _mark_after_gap(batches: list[SignalBatch], frames: FrameBatch, state: FeedState) -> list[SignalBatch]:
@@ -256,6 +296,7 @@ def _mark_after_gap(batches: list[SignalBatch], frames: FrameBatch, state: FeedS
             quality[:, 0] |= np.int16(Quality.AFTER_GAP)
             batch = replace(batch, quality=quality)
         marked.append(batch)
+    gap.since_ns = int(frames.ts_ns.min()) if gap.since_ns is None else gap.since_ns
     if int(frames.ts_ns.max()) - gap.since_ns > GAP_MEMORY_NS:
         del state.gaps[frames.source]
     return marked

@@ -65,11 +65,14 @@ async def connect(dsn: str, name: str) -> asyncpg.Connection:
 @asynccontextmanager
 async def faults(
     dsn: str, seconds_max: float = STATEMENT_SECONDS_MAX, on_failure: Callable[[], None] | None = None
-) -> AsyncIterator[None]:
-    """Give what is awaited inside a deadline and translate what goes wrong into the errors of this project."""
+) -> AsyncIterator[asyncio.Timeout]:
+    """Give what is awaited inside a deadline and translate what goes wrong into the errors of this project.
+
+    The deadline is yielded: what makes progress may put it off.
+    """
     try:
-        async with asyncio.timeout(seconds_max):
-            yield
+        async with asyncio.timeout(seconds_max) as deadline:
+            yield deadline
     except BaseException as error:
         if on_failure is not None:
             on_failure()

@@ -28,7 +28,10 @@ from ingestd.errors import FeedError
 from ingestd.model import CopyData, Event, SignalGroup
 from ingestd.store.connection import connect, faults
 
-COMMIT_SECONDS_MAX = 300.0  # One batch: a few megabytes. A server that takes longer is treated as gone.
+STALL_SECONDS_MAX = (
+    40.0  # A commit without any progress for so long is given up: server or network are treated as gone.
+)
+PROGRESS_BYTES = 262_144
 LOCK_SECONDS_MAX = 10.0  # A killed process's backend notices within this time; a living one keeps the lock.
 
 
@@ -180,14 +183,14 @@ class Writer:
         Raises FeedError if the position is not `position_old`. After StoreUnavailable the outcome is unknown: open
         again and read the position back. The crash tests in tests/adversity prove that this is enough.
         """
-        async with faults(self._dsn, COMMIT_SECONDS_MAX, on_failure=self.terminate):
+        async with faults(self._dsn, STALL_SECONDS_MAX, on_failure=self.terminate) as deadline:
             connection = self._open()
             await self._add_groups(connection, batch.groups)
             # Not asyncpg's transaction(): its way out waits for a rollback, and so for a peer that may be dead.
             await connection.execute("BEGIN")
             for data in batch.copies:
                 if data.rows:
-                    await _copy(connection, data)
+                    await _copy(connection, data, deadline)
             for session in batch.sessions:
                 await _save_session(connection, session, _LATEST_EDIT_WINS)
             if batch.events:
@@ -280,7 +283,7 @@ INSERT INTO events (session_id, source, kind, key, ts_mono_ns, utc_offset_ns, pa
 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
 """
 _LATEST_EDIT_WINS = """
-DO UPDATE SET created_utc = least(sessions.created_utc, excluded.created_utc), ended_utc = excluded.ended_utc,
+DO UPDATE SET created_utc = least(sessions.created_utc, excluded.created_utc),
     name = excluded.name, car_id = excluded.car_id, driver = excluded.driver, track = excluded.track,
     notes = excluded.notes, config = excluded.config, updated_utc = excluded.updated_utc
 WHERE sessions.updated_utc <= excluded.updated_utc
@@ -308,14 +311,18 @@ def _channel_row(group: SignalGroup, position: int) -> tuple[Any, ...]:
     return group.id, position, channel.name, channel.unit, channel.minimum, channel.maximum, choices
 
 
-async def _copy(connection: asyncpg.Connection, data: CopyData) -> None:
-    async def pieces() -> AsyncIterator[bytearray]:
-        for piece in data.pieces:
-            yield piece
+async def _copy(connection: asyncpg.Connection, data: CopyData, deadline: asyncio.Timeout) -> None:
+    """Send the pieces. Each that goes out puts the deadline off: a slow line may take as long as it needs."""
+    loop = asyncio.get_running_loop()
 
-    await connection.copy_to_table(
-        data.table, source=pieces(), columns=data.columns, format="binary", timeout=COMMIT_SECONDS_MAX
-    )
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in data.pieces:
+            for begin in range(0, len(piece), PROGRESS_BYTES):
+                yield bytes(memoryview(piece)[begin : begin + PROGRESS_BYTES])
+                deadline.reschedule(loop.time() + STALL_SECONDS_MAX)
+
+    await connection.copy_to_table(data.table, source=pieces(), columns=data.columns, format="binary")
+    deadline.reschedule(loop.time() + STALL_SECONDS_MAX)
 
 
 def utc(ns: int) -> datetime:

@@ -112,7 +112,7 @@ def test_the_first_sample_after_a_gap_is_marked(journal: Journal) -> None:
     assert [event.event.kind for event in result.batch.events] == ["gap", "link_down"]
     assert result.batch.copies[0].rows == 2
     state = FeedState.load(result.batch.decoder_state)
-    assert state.gaps["a"].since_ns == 40
+    assert state.gaps["a"].since_ns is None
     assert not state.gaps["a"].seen
     marked = transactions._mark_after_gap(Echo("a").decode(frames("a", 50, 60)).batches, frames("a", 50, 60), state)
     assert marked[0].quality is not None
@@ -128,6 +128,44 @@ def test_a_frame_that_a_decoder_cannot_bear_costs_only_its_own_signals(journal: 
     counts = FeedState.load(result.batch.decoder_state).counts["a"]
     assert (counts.frames, counts.decoded, counts.undecoded) == (10, 9, 1)
     assert result.signals_count == 9
+
+
+def test_sources_under_two_clocks_do_not_cut_each_other(journal: Journal) -> None:
+    """Records that alternate between two offsets are two runs, and not one a record; a source's order is kept."""
+    for stamp in range(10, 50, 10):
+        journal.append_frames(frames("a", stamp), CLOCK)
+        journal.append_frames(frames("b", stamp + 1), STEPPED)
+    journal.append_frames(frames("a", 50), STEPPED)
+    journal.append_frames(frames("a", 60), CLOCK)
+    echoes = Echoes()
+    prepared(journal, echoes)
+    assert echoes.asked == [("a", [10, 20, 30, 40]), ("b", [11, 21, 31, 41]), ("a", [50]), ("a", [60])]
+
+
+def test_a_gap_that_is_told_late_does_not_mark_what_comes_after_it(journal: Journal) -> None:
+    """After a restart `resumed` comes before the first frames; how long nothing was recorded is known only later."""
+    journal.append_event(Event("a", "resumed", 100), CLOCK)
+    journal.append_frames(frames("a", 100), CLOCK)
+    journal.append_event(Event("a", "gap", 20, "down", {"from_ns": 20, "to_ns": 100}), CLOCK)
+    journal.append_frames(frames("a", 110), CLOCK)
+    echoes = Echoes()
+    result = prepared(journal, echoes)
+    assert [stamped.event.key for stamped in result.batch.events] == ["down"]
+    assert echoes.asked == [("a", [100, 110])]
+    assert FeedState.load(result.batch.decoder_state).gaps["a"].since_ns == 100
+
+
+def test_a_decoder_that_always_fails_is_not_asked_for_ever(journal: Journal) -> None:
+    """After some failures the rest of the batch is stored undecoded, with one line of log."""
+
+    class Broken(Echoes):
+        def of(self, source: str) -> Any:
+            raise ValueError("broken")
+
+    journal.append_frames(frames("a", *range(2000)), CLOCK)
+    result = prepared(journal, Broken())
+    counts = FeedState.load(result.batch.decoder_state).counts["a"]
+    assert (counts.frames, counts.undecoded) == (2000, 2000)
 
 
 def test_frames_that_the_journal_lost_become_an_event_and_a_gap(journal: Journal) -> None:
@@ -148,7 +186,7 @@ def test_the_state_survives_as_json(journal: Journal) -> None:
     assert second.batch.frames_count == 4
     assert first.batch.frames_count == 2  # and the state that was given is left alone
     rejected = prepare_rejected(records(journal)[1], first.state, position=0, completed=False)
-    assert FeedState.load(rejected.batch.decoder_state).rejected == {"a": 2}
+    assert FeedState.load(rejected.batch.decoder_state).rejected == [2]
     assert rejected.is_rejected
     assert not rejected.batch.copies
 
@@ -158,7 +196,7 @@ def cursor(position: int, *, reading: bool = False, attempt: int | None = None) 
     if reading:
         made.reader = object()  # type: ignore[assignment]
     if attempt is not None:
-        made.attempt = Prepared(FeedBatch(position, attempt, (), ()), FeedState(), [], {}, None, 0)
+        made.attempt = Prepared(FeedBatch(position, attempt, (), (), {"attempt": "ours"}), FeedState(), [], {}, None, 0)
     return made
 
 
@@ -182,8 +220,14 @@ def test_what_the_position_in_the_database_means(
     at: Cursor, position: int | None, machine: str, known: bool, finding: Finding
 ) -> None:
     """Every case of the table at the top of feeds.py."""
-    standing = None if position is None else Standing("s", position, machine, {})
+    standing = None if position is None else Standing("s", position, machine, {"attempt": "ours"})
     assert judge(at, standing, "m", known=known) is finding
+
+
+def test_a_clone_at_the_same_position_is_told_by_its_mark() -> None:
+    """Two machines with one id may commit batches that end at the same record; only one of them is ours."""
+    at = cursor(5, reading=True, attempt=8)
+    assert judge(at, Standing("s", 8, "m", {"attempt": "theirs"}), "m", known=True) is Finding.CLONED
 
 
 def stretch(name: str, acknowledged: int) -> Stretch:
