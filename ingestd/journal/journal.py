@@ -154,8 +154,7 @@ class Journal:
             with log.lock:
                 log.try_again()
                 log.write_losses(at_once=False)
-                if log.writable:
-                    log.trouble = ""  # What lasts is found again below.
+                log.forget_trouble()
                 finished, log.finished = log.finished, []
                 current = log.segment if log.segment is not None and log.segment.is_dirty else None
                 if current is not None:
@@ -183,7 +182,7 @@ class Journal:
         except FileNotFoundError:
             return  # There is nothing to be held until the next segment makes the folder anew.
         except (OSError, IngestdError) as error:
-            self._log.trouble = str(error)
+            self._log.report(str(error))
             return
         os.close(self._lock_descriptor)
         self._lock_descriptor = descriptor
@@ -193,7 +192,7 @@ class Journal:
             segment.trim()
             segment.sync()
         except OSError as error:
-            self._log.trouble = f"{segment.segment.path.name} could not be synced: {error.strerror or error}"
+            self._log.report(f"{segment.segment.path.name} could not be synced: {error.strerror or error}")
         finally:
             segment.close()
 

@@ -39,6 +39,7 @@ from ingestd.model import Clock, Event, FrameBatch
 FRAMES_RECORD_BYTES_MAX = 256 << 10  # The grain in which a journal is read back.
 RETRY_SECONDS_MIN = 0.1
 RETRY_SECONDS_MAX = 5.0
+TROUBLE_SECONDS = 60.0  # how long trouble is said that has passed
 REFUSED_EVENT_SECONDS = 10.0  # how often frames that a full journal refuses become an event
 
 
@@ -60,7 +61,7 @@ class Log:
         self.ledger = Ledger()
         self.losses = Losses()
         self.room = Room(self, when_full)
-        self.writable, self.trouble = True, ""
+        self.writable, self.trouble, self.trouble_at = True, "", 0.0
         self.bytes_written = 0
         self.is_closed = False
         self.recovered = False  # Only then does the ledger know everything, and may be written down.
@@ -176,7 +177,7 @@ class Log:
         """Write a record. Returns why it could not be: "" (it was), "budget" or "journal"."""
         size = HEADER.size + len(source.encode()) + len(payload)
         if size > self._record_bytes_max:
-            self.trouble = f"a record of {size} bytes is too large for the journal: left out"
+            self.report(f"a record of {size} bytes is too large for the journal: left out")
             return "journal"
         while (segment := self.segment) is None or segment.room < size:
             if reason := self._begin_segment(kind):
@@ -263,10 +264,19 @@ class Log:
     def fail(self, error: OSError) -> None:
         """The disk refused: leave the segment, and wait a little before the next one."""
         self.writable = False
-        self.trouble = f"the journal {self.shelf.folder} cannot be written: {error.strerror or error}"
+        self.report(f"the journal {self.shelf.folder} cannot be written: {error.strerror or error}")
         self.leave_segment()
         self._retry_at = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)
+
+    def report(self, trouble: str) -> None:
+        """Something is wrong, in words for the operator: said for a while, or for as long as it lasts."""
+        self.trouble, self.trouble_at = trouble, time.monotonic()
+
+    def forget_trouble(self) -> None:
+        """What was wrong is over: the disk takes what it is given, and nothing was reported for a while."""
+        if self.writable and time.monotonic() > self.trouble_at + TROUBLE_SECONDS:
+            self.trouble = ""
 
     def try_again(self) -> None:
         """Where there was no segment to be had: see whether that is over, although nobody appends."""

@@ -113,7 +113,7 @@ class Room:
             with log.lock:
                 if error.errno == errno.ENOSPC and self._remove_acknowledged():
                     return  # Somebody else fills the disk; what is only kept in case gives way.
-                log.trouble = f"no new segment can be made: {error.strerror}"
+                log.report(f"no new segment can be made: {error.strerror}")
 
     def _allocate(self) -> None:
         log = self._log
