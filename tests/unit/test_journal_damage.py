@@ -312,3 +312,36 @@ def test_garbage_is_no_journal(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     journal.append_frames(frames(0, 5), CLOCK)
     assert numbers_of(send_all(journal)) == list(range(5))
+
+
+@pytest.mark.parametrize("number", [1, 50], ids=["older", "newest"])
+def test_a_segment_of_another_machine(tmp_path: Path, number: int) -> None:
+    """Moved here under its own number it is a stretch of that machine: sent as such, and counted from then on."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / f"{number - 1:08d}.journal").touch()
+    journal = open_journal(other, machine_id="machine-2")
+    journal.begin_stretch()
+    journal.append_frames(frames(5000, 100), CLOCK)
+    journal.append_frames(frames(0, 5, "lidar"), CLOCK)
+    moved = journal._log.segment.segment.path.name  # type: ignore[union-attr]
+    kill(journal)
+
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    (folder / "00000020.journal").touch()
+    journal = open_journal(folder)
+    journal.append_frames(frames(0, 100), CLOCK)
+    send_all(journal)
+    journal.append_frames(frames(100, 50), CLOCK)
+    kill(journal)
+    shutil.copy(other / moved, folder / moved)
+
+    journal = open_journal(folder)
+    assert journal.books() == {"can0": Books(250, 100, 150, 0), "lidar": Books(5, 0, 5, 0)}
+    foreign = next(stretch for stretch in journal.stretches() if stretch.machine_id == "machine-2")
+    assert foreign.acknowledged == 0
+    sent = send_all(journal)
+    assert sorted(numbers_of(sent)) == [*range(100, 150), *range(5000, 5100)]
+    assert numbers_of(sent, "lidar") == list(range(5))
+    assert journal.books() == {"can0": Books(250, 250, 0, 0), "lidar": Books(5, 5, 0, 0)}
