@@ -199,13 +199,13 @@ class Ledger:
         """Take in one record, read from `stretch`; a STATE record begins or goes on with a new ledger."""
         if record.kind.is_numbered:
             stretch.sequence_last = max(stretch.sequence_last, record.sequence)
-        if record.kind is Kind.FRAMES:
-            if stretch.begins_late and record.source not in stretch.journalled:
-                stretch.journalled[record.source] = stretch.passed[record.source] = record.frames_before
+        if record.kind in (Kind.FRAMES, Kind.EVENT):  # An event, too, says how many frames came before it.
             through = record.frames_before + record.frames_count
+            if stretch.begins_late and through and record.source not in stretch.journalled:
+                stretch.journalled[record.source] = stretch.passed[record.source] = record.frames_before
             if through > stretch.journalled[record.source]:
                 self.note_frames(stretch, record.source, through, record.last_ns)
-        elif record.kind is Kind.EVENT:
+        if record.kind is Kind.EVENT:
             for reason, count in record.lost().items():
                 self.lose(record.source, reason, count)
         elif record.kind is Kind.STATE:

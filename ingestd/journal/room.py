@@ -118,6 +118,8 @@ class Room:
     def _allocate(self) -> None:
         log = self._log
         with log.lock:
+            if self._lacking() > 0:
+                return  # Somebody has taken the room since.
             self._is_full = False
             if log.segment is not None:
                 log.segment.is_reserve = False
@@ -127,7 +129,7 @@ class Room:
             log.shelf.note_allocated(number)
             self._next = number, descriptor
             self._names_changed = True
-            if number < log.shelf.number_last:
+            if number < log.shelf.number_last or self._excess(0) > 0:
                 self.close()  # Somebody needed one before this was ready. Numbers only go up.
 
     def sync_names(self) -> None:

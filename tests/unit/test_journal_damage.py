@@ -18,8 +18,8 @@ from ingestd.journal import Journal, Kind, Record
 from ingestd.journal.record import HEADER
 from ingestd.journal.recovery import take_stock
 from ingestd.journal.segment import HEADER_BYTES, read_segment
-from ingestd.model import Books
-from tests.journals import CLOCK, SEGMENT_BYTES, frames, kill, numbers_of, open_journal, send_all
+from ingestd.model import Books, Event
+from tests.journals import CLOCK, SEGMENT_BYTES, frames, kill, numbers_of, open_journal, read_all, send_all
 
 SEGMENTS = 4
 MIDDLE = "00000002.journal"
@@ -345,3 +345,29 @@ def test_a_segment_of_another_machine(tmp_path: Path, number: int) -> None:
     assert sorted(numbers_of(sent)) == [*range(100, 150), *range(5000, 5100)]
     assert numbers_of(sent, "lidar") == list(range(5))
     assert journal.books() == {"can0": Books(250, 250, 0, 0), "lidar": Books(5, 5, 0, 0)}
+
+
+def test_frames_that_only_an_event_behind_them_tells_of(tmp_path: Path) -> None:
+    """The last frames of a source are damaged, and all that follows is an event: it says how many there were."""
+    journal = open_journal(tmp_path)
+    journal.append_frames(frames(0, 10), CLOCK)
+    journal.append_frames(frames(10, 20), CLOCK)
+    journal.append_event(Event("can0", "link_down", 40_000), CLOCK)
+    [stretch] = journal.stretches()
+    last = [record for record in read_all(journal, stretch.id)[0] if record.kind is Kind.FRAMES][-1]
+    kill(journal)
+    path = next(tmp_path.glob("0*.journal"))
+    content = bytearray(path.read_bytes())
+    place = content.find(bytes(last.payload))
+    content[place] ^= 1
+    path.write_bytes(content)
+    journal = open_journal(tmp_path)
+    assert journal.books()["can0"].received == 30
+    records, lost = read_all(journal, stretch.id)
+    assert numbers_of(records) == list(range(10))
+    assert lost == {"can0": {"damage": 20}}
+    journal.acknowledge(stretch.id, records[-1].sequence, {"can0": 10}, {}, lost)
+    books = journal.books()["can0"]
+    assert (books.received, books.committed, books.pending, books.dropped) == (30, 10, 0, {"damage": 20})
+    assert books.balanced
+    journal.close(ended=True)
