@@ -41,6 +41,9 @@ BATCH_SIGNALS = 1_000_000  # Some 20 MB in columns and as much again as rows.
 OUTAGE_SECONDS = 60.0  # After this long without a database a new stretch begins, so that live data need not wait.
 FAILURES_MAX = 3  # server errors of one batch, while other writes are taken, before it is halved
 POLL_SECONDS = 0.05  # how soon a record is seen that comes after an idle time
+IDLE_SECONDS_MAX = (
+    0.25  # how soon an older stretch is seen to need something, or a stop, while the newest waits its turn
+)
 REPORT_SECONDS = 60.0  # how often a fault that lasts is said again
 
 QUERY_CANCELED = "57014"
@@ -112,7 +115,7 @@ class Delivery:
                     if self._stopping and not self._anything_unsent():
                         return
                     was_live = False
-                    await asyncio.sleep(min(max(live_at - now, 0.001), POLL_SECONDS) if live_at > now else POLL_SECONDS)
+                    await asyncio.sleep(min(live_at - now, IDLE_SECONDS_MAX) if live_at > now else POLL_SECONDS)
                     continue
                 await self._try(stretch)
                 was_live = stretch.is_current

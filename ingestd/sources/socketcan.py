@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER_BYTES: Final = 16 << 20
 COALESCE_S: Final = 0.02
-LOOK_S: Final = 0.3
+LOOK_S: Final = 0.5
 FRAME_KERNEL_BYTES: Final = 1024  # What a frame takes of the receive buffer, rounded up.
 MARGIN: Final = 8  # So many times what a read finds must fit into the receive buffer.
 LAST_CALLS_MAX: Final = 256  # A socket that is to be closed is read to the end, but not after a bus that never pauses.
