@@ -26,6 +26,7 @@ check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, im
 
 bench: $(VENV)/.installed-test ## measure what docs/benchmarks.md says, here
 	$(BIN)/python bench/import.py
+	$(BIN)/python bench/live.py --quick
 
 clean: ## remove the virtual environment and what the tools left behind; no data
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
