@@ -13,7 +13,7 @@ help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 run: $(VENV)/.installed-run ## install, start the embedded PostgreSQL, record a simulated car live until Ctrl-C
-	$(BIN)/ingestd demo
+	$(BIN)/ingestd demo $(DEMO)
 
 test: check ## everything: the checks and all tests
 	$(BIN)/pytest -n $(WORKERS) --ignore tests/unit

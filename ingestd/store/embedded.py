@@ -330,5 +330,6 @@ def _last_words(log: Path) -> str:
 def _reason(text: str) -> str:
     """The last line that tells why a program ended, else the last one."""
     lines = text.strip().splitlines()
-    reasons = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
+    # A server that was stopped says FATAL of each connection it ended: that is no reason for anything.
+    reasons = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):(?!.*administrator command)", line)]
     return (reasons or lines or [""])[-1].strip()
