@@ -22,6 +22,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from ingestd import __version__
+from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, boot_id
 from ingestd.config import Config, DatabaseFile, describe
 from ingestd.daemon.devices import filter_by_databases
@@ -40,8 +41,8 @@ from ingestd.store.sessions import machine_id, new_session_id
 from ingestd.store.writer import Writer
 
 GRACE_SECONDS = 10.0  # how long a stop waits for the database
-RETRY_SECONDS = 5.0
-LOOKS_BEFORE_RETRY = 12  # A file that did not change is parsed again after a minute: the reason may be elsewhere.
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.5, 5.0
+PARSE_AGAIN_SECONDS = 60.0  # A file that did not change is parsed again then: the reason may be elsewhere.
 CONTINUED_UTC = datetime.fromtimestamp(1, UTC)  # Older than any edit: a continued session keeps what is known of it.
 
 log = logging.getLogger(__name__)
@@ -155,13 +156,14 @@ class Daemon:
 
     async def _recover(self) -> None:
         """Look at what earlier runs left, until that succeeds: nothing is sent before it has."""
+        backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         while True:
             try:
                 recovery = await asyncio.to_thread(self.journal.recover)
                 break
             except Exception:
                 log.exception("the journal cannot be looked through; recording goes on, nothing is sent; tried again")
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(backoff.next_seconds())
         for warning in recovery.warnings:
             log.warning("journal: %s", warning)
         if self._continued:
@@ -194,6 +196,7 @@ class Daemon:
 
     async def _dsn(self) -> str:
         """The DSN; the embedded server is started, and its schema brought up to date, if that is what was asked for."""
+        backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         while self.config.database.dsn is None:
             try:
                 dsn = await asyncio.to_thread(embedded.start)
@@ -203,7 +206,7 @@ class Daemon:
                 return dsn
             except StoreError as error:
                 self._troubled("database", str(error))
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(backoff.next_seconds())
         return self.config.database.dsn
 
     async def _load_decoders(self) -> Decoders:
@@ -238,9 +241,10 @@ class Daemon:
                 return database
             except IngestdError as error:
                 self._troubled(str(path), f"{error}; recording goes on, nothing is sent until the file is corrected")
-            for _ in range(LOOKS_BEFORE_RETRY):
-                await asyncio.sleep(RETRY_SECONDS)
-                if _fingerprint(path) != tried:
+            backoff, again_at = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX), time.monotonic() + PARSE_AGAIN_SECONDS
+            while True:
+                await asyncio.sleep(backoff.next_seconds())
+                if _fingerprint(path) != tried or time.monotonic() > again_at:
                     break
 
     def _troubled(self, what: str, message: str) -> None:

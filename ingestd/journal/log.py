@@ -18,6 +18,7 @@ from threading import RLock
 from typing import Any
 from uuid import UUID, uuid4
 
+from ingestd.backoff import Backoff
 from ingestd.journal.ledger import Ledger, Lost, StretchAccount, settled, total_of
 from ingestd.journal.losses import Losses, WaitingEvent, gap
 from ingestd.journal.record import (
@@ -72,7 +73,7 @@ class Log:
         self._origin = Origin(session.id.bytes, boot_id.bytes)
         self._session_owed = False
         self._ordinal = 0
-        self._retry_at, self._pause = 0.0, RETRY_SECONDS_MIN
+        self._retry_at, self._backoff = 0.0, Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         self._losses_written_at = 0.0
         self._record_bytes_max = min(RECORD_BYTES_MAX, shelf.segment_bytes // 4)
         self._frames_record_bytes_max = min(FRAMES_RECORD_BYTES_MAX, shelf.segment_bytes // 8)
@@ -229,7 +230,8 @@ class Log:
         except OSError as error:
             self.fail(error)
             return "journal"
-        self.writable, self.trouble, self._pause = True, "", RETRY_SECONDS_MIN
+        self.writable, self.trouble = True, ""
+        self._backoff.reset()
         if not self.stretch.sequence_last or self._session_owed:
             self.append_session(self._session.fields)
         self.write_losses()
@@ -266,8 +268,7 @@ class Log:
         self.writable = False
         self.report(f"the journal {self.shelf.folder} cannot be written: {error.strerror or error}")
         self.leave_segment()
-        self._retry_at = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)
+        self._retry_at = time.monotonic() + self._backoff.next_seconds()
 
     def report(self, trouble: str) -> None:
         """Something is wrong, in words for the operator: said for a while, or for as long as it lasts."""
