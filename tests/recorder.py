@@ -66,9 +66,11 @@ class Instrument:
                     line = line[os.write(self._master, line) :]
                 if line:
                     time.sleep(0.01)  # Nobody reads: on a real wire it would be lost; here it waits.
-            if line or self._stop.wait(self.pause_s):
+            if line:
                 return
             self.sent = number + 1
+            if self._stop.wait(self.pause_s):
+                return
 
     def stop(self) -> int:
         """How many lines were sent in all."""
