@@ -42,7 +42,9 @@ from ingestd.store.writer import Writer
 GRACE_SECONDS = 10.0  # how long a stop waits for the database
 RETRY_SECONDS = 5.0
 LOOKS_BEFORE_RETRY = 12  # A file that did not change is parsed again after a minute: the reason may be elsewhere.
-CONTINUED_UTC = datetime.fromtimestamp(1, UTC)  # Older than any edit: a continued session keeps what is known of it.
+# When a session was edited last, for one that nobody has edited: before anything that people do, whatever our clock
+# says; and a process that continues it keeps what the one that began it had to say.
+BEGUN_UTC, CONTINUED_UTC = datetime.fromtimestamp(2, UTC), datetime.fromtimestamp(1, UTC)
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Daemon:
             "track": given.track,
             "notes": given.notes,
             "created_utc": now.isoformat(),
-            "updated_utc": (CONTINUED_UTC if self._continued else now).isoformat(),
+            "updated_utc": (CONTINUED_UTC if self._continued else BEGUN_UTC).isoformat(),
             "time_base": self._boot_id,
             "config": {"ingestd": __version__, "decoder": DECODER_VERSION, "file": describe(self.config)},
         }
@@ -127,6 +129,7 @@ class Daemon:
         for task in failed:
             log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=task.exception())
         await _end(sources)
+        self.recording.tell_overflows(at_once=True)
         self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
         await asyncio.to_thread(self.journal.sync)
         if self.delivery is not None and self.delivery.decoders is not None and self._recovered.is_set():
@@ -151,6 +154,7 @@ class Daemon:
         """Make durable what was written, every `sync_interval`."""
         while True:
             await asyncio.sleep(self.config.journal.sync_interval_seconds)
+            self.recording.tell_overflows()
             await asyncio.to_thread(self.journal.sync)
 
     async def _recover(self) -> None:
