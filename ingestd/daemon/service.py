@@ -44,7 +44,9 @@ GRACE_SECONDS = 10.0  # how long a stop waits for the database
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.5, 5.0
 PARSE_AGAIN_SECONDS = 60.0  # A file that did not change is parsed again then: the reason may be elsewhere.
 NOTICE_SECONDS = 60.0  # how often what the journal says is said again
-CONTINUED_UTC = datetime.fromtimestamp(1, UTC)  # Older than any edit: a continued session keeps what is known of it.
+# When a session was edited last, for one that nobody has edited: before anything that people do, whatever our clock
+# says; and a process that continues it keeps what the one that began it had to say.
+BEGUN_UTC, CONTINUED_UTC = datetime.fromtimestamp(2, UTC), datetime.fromtimestamp(1, UTC)
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class Daemon:
             "track": given.track,
             "notes": given.notes,
             "created_utc": now.isoformat(),
-            "updated_utc": (CONTINUED_UTC if self._continued else now).isoformat(),
+            "updated_utc": (CONTINUED_UTC if self._continued else BEGUN_UTC).isoformat(),
             "time_base": self._boot_id,
             "config": {"ingestd": __version__, "decoder": DECODER_VERSION, "file": describe(self.config)},
         }
@@ -130,6 +132,7 @@ class Daemon:
         for task in failed:
             log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=task.exception())
         await _end(sources)
+        self.recording.tell_overflows(at_once=True)
         self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
         await asyncio.to_thread(self.journal.sync)
         if self.delivery is not None and self.delivery.decoders is not None and self._recovered.is_set():
@@ -155,6 +158,7 @@ class Daemon:
         """Make durable what was written, every `sync_interval`."""
         while True:
             await asyncio.sleep(self.config.journal.sync_interval_seconds)
+            self.recording.tell_overflows()
             await asyncio.to_thread(self.journal.sync)
             self._say_notices()
 

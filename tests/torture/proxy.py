@@ -1,4 +1,4 @@
-"""What lies between a daemon and its database, as bad as a network can be: it cuts, stalls, half-closes and loses answers.
+"""A network between a daemon and its database, as bad as one can be: it cuts, stalls, half-closes, loses answers.
 
 A TCP server on loopback in a thread of its own, in front of PostgreSQL's Unix socket. What it is told holds for the
 connections there are and, where it says so, for those to come; `mend` makes it a plain wire again.
@@ -186,5 +186,3 @@ class _Wire:
         """End both without a word more than the kernel says."""
         self.client.transport.abort()
         self.server.transport.abort()
-
-
