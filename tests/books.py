@@ -28,7 +28,7 @@ import pytest
 from ingestd.journal import Kind, Record
 from ingestd.journal.inspection import rejected
 from ingestd.journal.segment import list_folder, read_segment
-from tests.recorder import Recorder, stored, wait_until
+from tests.recorder import Recorder, frames_of, stored, wait_until
 
 Frame = tuple[str, int, str]  # source, stamp, payload in hexadecimal
 
@@ -204,15 +204,6 @@ def set_aside(recorder: Recorder) -> Counter[Frame]:
     for record, _ in rejected(recorder.journal, "", pytest.fail):
         found.update(frames_of(record))
     return found
-
-
-def frames_of(record: Record) -> list[Frame]:
-    """The frames of a record, as `stored` gives them."""
-    if record.kind is not Kind.FRAMES:
-        return []
-    frames = record.frames()
-    rows = zip(frames.ts_ns.tolist(), frames.length.tolist(), frames.data, strict=True)
-    return [(frames.source, ts_ns, bytes(data[:length]).hex()) for ts_ns, length, data in rows]
 
 
 def removed_segments(recorder: Recorder) -> int:

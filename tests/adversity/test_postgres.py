@@ -98,7 +98,7 @@ def test_a_restored_backup(recorder: Recorder, instrument: Instrument, migrated:
 def test_a_server_that_commits_asynchronously_is_killed(
     tmp_path: Path, own_server: Path, instrument: Instrument
 ) -> None:
-    """Whatever the server's default, what was acknowledged is durable: every process of it dies, and nothing is lost."""
+    """What was acknowledged is durable whatever the server says by default: all of it dies, and nothing is lost."""
     dsn = embedded.start(own_server)
     psql(dsn, "ALTER SYSTEM SET synchronous_commit = off", "ALTER SYSTEM SET wal_writer_delay = '10s'",
          "SELECT pg_reload_conf()")  # fmt: skip
