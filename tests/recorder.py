@@ -108,11 +108,12 @@ class Recorder:
         journal: str = "",
         machine: str = "",
         changes: str = "",
+        disk: Path | None = None,
     ) -> None:
         self.folder = folder
         self.changes = OTHER_MACHINE.format(machine) if machine else changes
         self.begun = 0  # where in the log the last start is
-        self.journal = folder / "journal"
+        self.journal = (disk or folder) / "journal"
         self.config = folder / "ingestd.toml"
         self.log_path = folder / "log"
         self.config.write_text(
