@@ -184,7 +184,7 @@ class Daemon:
         for warning in recovery.warnings:
             log.warning("journal: %s", warning)
         if self._continued:
-            self.recording.last_stamps(recovery.last_stamps)
+            self.recording.last_stamps(recovery.last_stamps, recovery.untold)
         self._recovered.set()
 
     async def _deliver(self) -> None:

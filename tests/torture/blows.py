@@ -163,4 +163,4 @@ def small_disk(parent: Path) -> Iterator[Path | None]:
         yield folder if is_mounted else None
     finally:
         if is_mounted:
-            subprocess.run(["umount", "-l", folder], check=True)
+            subprocess.run(["umount", "-l", folder], check=True)  # What is in it is gone with it.

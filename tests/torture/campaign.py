@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -224,13 +225,12 @@ def run(server: Server, *, seed: int, kills: int, seconds: float, lives: int, sa
 
     while not is_over():
         number = tally.rounds + 1
-        with tempfile.TemporaryDirectory(prefix="ingestd-torture-") as folder:
-            round_ = Round(Path(folder), server, dice, tally, number)
-            try:
-                round_.run(lives, is_over)
-            except BaseException:
-                log = Path(folder, "log")
-                say(f"round {number} of seed {seed} failed; the end of its log:\n{log.read_text()[-20_000:]}")
-                raise
+        folder = Path(tempfile.mkdtemp(prefix="ingestd-torture-"))
+        try:
+            Round(folder, server, dice, tally, number).run(lives, is_over)
+        except BaseException:
+            say(f"round {number} of seed {seed} failed; its log and its journal are in {folder}")
+            raise
+        shutil.rmtree(folder)
         say(f"round {number}: {tally.kills.total()} kills, {tally.blows.total()} blows, {tally.frames} frames so far")
     return tally
