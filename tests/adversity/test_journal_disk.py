@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def delete_the_folder(journal: Path) -> None:
 
 
 def move_the_folder_away(journal: Path) -> None:
-    journal.rename(journal.with_name("elsewhere"))
+    journal.rename(journal.with_name(f"elsewhere-{time.monotonic_ns()}"))
 
 
 def replace_the_newest_by_a_copy(journal: Path) -> None:

@@ -130,6 +130,7 @@ class Round:
             blow = self.random.choice(BLOWS)
             if blow is fill_the_disk and scene.disk is None:
                 continue
+            self.server.start()  # The one before may have stopped it.
             blow(scene)
             self.tally.blows[blow.__name__] += 1
             ended(process, self.random.uniform(0.0, 1.0))
