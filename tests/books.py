@@ -166,7 +166,8 @@ def assert_books(
     if recorder.process is not None:
         if is_sent:
             settle(recorder, seconds=seconds)
-            assert in_metrics(recorder) == in_status(recorder)
+            # What was still on its way may come in between.
+            wait_until(lambda: in_metrics(recorder) == in_status(recorder), "two books that are equal", seconds)
         assert all(said.is_balanced for said in in_metrics(recorder).values())
         recorder.stop()
     books = in_log(recorder.log()[recorder.begun :])
