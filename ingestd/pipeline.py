@@ -11,13 +11,13 @@ known; at most two prepared transactions are in memory.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
+from ingestd.backoff import Backoff
 from ingestd.chunks import Placement, encode_frames, encode_signals
 from ingestd.decode.can import Counts, Decoded, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
@@ -203,7 +203,7 @@ async def commit(
     Raises StoreUnavailable when patience has run out, StoreError where retrying cannot help, FeedError if the feed
     stands where neither this batch nor the one before it left it.
     """
-    pause, give_up_at = RETRY_SECONDS_MIN, time.monotonic() + patience_seconds
+    backoff, give_up_at = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX), time.monotonic() + patience_seconds
     while True:
         try:
             if not writer.is_open:
@@ -219,8 +219,8 @@ async def commit(
             await writer.commit(batch)
             return
         except StoreUnavailable as error:
+            pause = backoff.next_seconds()
             if time.monotonic() + pause > give_up_at:
                 raise
             on_retry(error)
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, RETRY_SECONDS_MAX)
+        await asyncio.sleep(pause)

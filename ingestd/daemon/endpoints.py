@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from ingestd.backoff import Backoff
 from ingestd.config import Address
 from ingestd.metrics import Snapshot, render
 from ingestd.model import Link
@@ -54,7 +55,7 @@ def unready(snapshot: Snapshot) -> dict[str, str]:
         if status.link is Link.OPENING
     }
     if not snapshot.journal.writable:
-        reasons["journal"] = "the disk does not take frames"
+        reasons["journal"] = snapshot.journal.trouble or "the disk does not take frames"
     return reasons
 
 
@@ -81,7 +82,7 @@ class Endpoints:
     async def listen(self) -> None:
         """Try until the address can be had."""
         await self._runner.setup()
-        pause, said = RETRY_SECONDS_MIN, ""
+        backoff, said = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX), ""
         while self.address is None:
             # IPv4 and IPv6 would each get a free port of its own.
             everywhere = None if self._listen.port else "0.0.0.0"
@@ -97,8 +98,7 @@ class Endpoints:
                     hint = HINTS.get(getattr(error, "errno", None) or 0, "see http.listen in the configuration")
                     log.warning("cannot listen, tried again http=%s reason=%r hint=%r", self._listen, reason, hint)
                 said = reason
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY_SECONDS_MAX)
+                await asyncio.sleep(backoff.next_seconds())
 
     async def close(self) -> None:
         """Stop listening and end what is under way."""

@@ -22,6 +22,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from ingestd import __version__
+from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, boot_id
 from ingestd.config import Config, DatabaseFile, describe
 from ingestd.daemon.devices import filter_by_databases
@@ -40,8 +41,9 @@ from ingestd.store.sessions import machine_id, new_session_id
 from ingestd.store.writer import Writer
 
 GRACE_SECONDS = 10.0  # how long a stop waits for the database
-RETRY_SECONDS = 5.0
-LOOKS_BEFORE_RETRY = 12  # A file that did not change is parsed again after a minute: the reason may be elsewhere.
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.5, 5.0
+PARSE_AGAIN_SECONDS = 60.0  # A file that did not change is parsed again then: the reason may be elsewhere.
+NOTICE_SECONDS = 60.0  # how often what the journal says is said again
 # When a session was edited last, for one that nobody has edited: before anything that people do, whatever our clock
 # says; and a process that continues it keeps what the one that began it had to say.
 BEGUN_UTC, CONTINUED_UTC = datetime.fromtimestamp(2, UTC), datetime.fromtimestamp(1, UTC)
@@ -73,6 +75,7 @@ class Daemon:
         )
         self.recording = Recording(self.journal, self.wall_clock)
         self.exit_code = 0
+        self._noticed: dict[str, float] = {}  # what the journal said, and when it was logged
         self.delivery: Delivery | None = None
         self.trouble: dict[str, str] = {}  # what is wrong that is not a source's or the database's
 
@@ -137,6 +140,7 @@ class Daemon:
             await asyncio.wait([delivering], timeout=GRACE_SECONDS)
         await _end([delivering, *background])
         self.journal.close(ended=not failed)
+        self._say_notices()
         self._say_books()
         self.exit_code = 1 if failed else 0
 
@@ -156,16 +160,27 @@ class Daemon:
             await asyncio.sleep(self.config.journal.sync_interval_seconds)
             self.recording.tell_overflows()
             await asyncio.to_thread(self.journal.sync)
+            self._say_notices()
+
+    def _say_notices(self) -> None:
+        """Say what the journal has to say; what it says again and again, once in a while."""
+        now = time.monotonic()
+        self._noticed = {text: at for text, at in self._noticed.items() if at > now - NOTICE_SECONDS}
+        for notice in self.journal.notices():
+            if notice not in self._noticed:
+                log.warning("journal: %s", notice)
+                self._noticed[notice] = now
 
     async def _recover(self) -> None:
         """Look at what earlier runs left, until that succeeds: nothing is sent before it has."""
+        backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         while True:
             try:
                 recovery = await asyncio.to_thread(self.journal.recover)
                 break
             except Exception:
                 log.exception("the journal cannot be looked through; recording goes on, nothing is sent; tried again")
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(backoff.next_seconds())
         for warning in recovery.warnings:
             log.warning("journal: %s", warning)
         if self._continued:
@@ -198,6 +213,7 @@ class Daemon:
 
     async def _dsn(self) -> str:
         """The DSN; the embedded server is started, and its schema brought up to date, if that is what was asked for."""
+        backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         while self.config.database.dsn is None:
             try:
                 dsn = await asyncio.to_thread(embedded.start)
@@ -207,7 +223,7 @@ class Daemon:
                 return dsn
             except StoreError as error:
                 self._troubled("database", str(error))
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(backoff.next_seconds())
         return self.config.database.dsn
 
     async def _load_decoders(self) -> Decoders:
@@ -242,9 +258,10 @@ class Daemon:
                 return database
             except IngestdError as error:
                 self._troubled(str(path), f"{error}; recording goes on, nothing is sent until the file is corrected")
-            for _ in range(LOOKS_BEFORE_RETRY):
-                await asyncio.sleep(RETRY_SECONDS)
-                if _fingerprint(path) != tried:
+            backoff, again_at = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX), time.monotonic() + PARSE_AGAIN_SECONDS
+            while True:
+                await asyncio.sleep(backoff.next_seconds())
+                if _fingerprint(path) != tried or time.monotonic() > again_at:
                     break
 
     def _troubled(self, what: str, message: str) -> None:
@@ -277,6 +294,7 @@ class Daemon:
                 written_bytes=journal.bytes_written,
                 syncs=journal.syncs,
                 damaged_bytes=journal.damaged_bytes,
+                trouble=journal.trouble,
             ),
             store=StoreNumbers(
                 up=status.database_up,

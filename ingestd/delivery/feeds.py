@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 from enum import Enum
 from uuid import UUID
 
+from ingestd.backoff import Backoff
 from ingestd.delivery.transactions import FeedState, Prepared
 from ingestd.journal import Stretch, StretchReader
-from ingestd.pipeline import RETRY_SECONDS_MIN
+from ingestd.pipeline import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN
 from ingestd.store.writer import SessionEdit, Standing
 
 BATCH_BYTES_MIN = 250_000
@@ -56,8 +57,8 @@ class Cursor:
     records_max: int | None = None  # while a batch that failed is being halved …
     halving_until: int = 0  # … up to this position
     bytes_max: int = BATCH_BYTES_MIN  # how much of the journal goes into a batch; follows from the signals it gives
-    retry_at: float = 0.0  # not before this instant of time.monotonic …
-    pause: float = RETRY_SECONDS_MIN  # … and how long the next wait is
+    retry_at: float = 0.0  # not before this instant of time.monotonic
+    backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX))
     confirmed: bool = False  # whether its position was compared with the database since the connection was opened
     done: bool = False  # nothing more will come of it
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ingestd.backoff import Backoff
 from ingestd.clock import mono_ns
 from ingestd.delivery.feeds import BATCH_BYTES_MIN, Cursor, Finding, is_known, judge, new_feed_id, placeholder
 from ingestd.delivery.transactions import FeedState, Prepared, prepare, prepare_rejected
@@ -93,7 +93,7 @@ class Delivery:
         self._down_since = time.monotonic()  # … or since the last commit
         self._said: dict[str, tuple[str, float]] = {}  # what was said when, by stretch; "" is the database as a whole
         self._rejected_count = 0
-        self._pause = RETRY_SECONDS_MIN
+        self._backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)  # of connecting
 
     def __repr__(self) -> str:
         return f"<Delivery {self._writer}: {self.status.commits} commits>"
@@ -164,8 +164,7 @@ class Delivery:
             await self._connect()
         except StoreError as error:
             self._say_once("", error)
-            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
-            self._pause = min(2 * self._pause, RETRY_SECONDS_MAX)
+            await asyncio.sleep(self._backoff.next_seconds())
             return
         cursor = self._cursor(stretch)
         try:
@@ -334,7 +333,8 @@ class Delivery:
 
     def _committed(self, cursor: Cursor) -> None:
         """The database takes what we have."""
-        self._pause = cursor.pause = RETRY_SECONDS_MIN
+        self._backoff.reset()
+        cursor.backoff.reset()
         cursor.retry_at = 0.0
         self._said.pop(cursor.stretch_id, None)
         if self._said.pop("", None) is not None or not self.status.commits:
@@ -412,8 +412,7 @@ class Delivery:
     def _keep(self, cursor: Cursor, error: IngestdError) -> bool:
         """Try a stretch again later, for ever; whether this was said now."""
         self.status.failures += 1
-        cursor.retry_at = time.monotonic() + cursor.pause * random.uniform(0.5, 1.0)
-        cursor.pause = min(2 * cursor.pause, RETRY_SECONDS_MAX)
+        cursor.retry_at = time.monotonic() + cursor.backoff.next_seconds()
         return self._say_once(cursor.stretch_id, error)
 
     def _say_once(self, about: str, error: IngestdError) -> bool:

@@ -24,13 +24,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ingestd.backoff import Backoff
 from ingestd.clock import OFFSET_TOLERANCE_NS, WallClock, mono_ns, read_offset_ns
 from ingestd.model import Clock, ClockState, Event, Flag, Float64s, FrameBatch, Int64s, Link, Recorder, SourceStatus
 
@@ -45,8 +45,8 @@ IDLE_SECONDS: Final = 0.1  # How long `recv` may wait, and so how late a stop is
 WAITING_BATCHES_MAX: Final = 8  # Handed to the loop and not recorded yet.
 DRAIN_NS_MAX: Final = 250_000_000  # A bus that goes on talking is not listened to for longer after a stop.
 STOP_SECONDS_MAX: Final = 3.0  # python-can's slcan sleeps for two seconds while it opens.
-BACKOFF_SECONDS_MIN: Final = 0.05
-BACKOFF_SECONDS_MAX: Final = 1.0
+RETRY_SECONDS_MIN: Final = 0.05
+RETRY_SECONDS_MAX: Final = 1.0
 STATE_NS: Final = 1_000_000_000  # How often the bus is asked for its state.
 MALFORMED_RUN_MAX: Final = 20  # So many in a row are a link that does not work.
 STAMP_SECONDS_MAX: Final = 9e9  # The last whole second that int64 nanoseconds hold is 9,223,372,036.
@@ -122,15 +122,16 @@ class _Reader:
 
     def run(self) -> None:
         """The thread's work."""
-        backoff_s = BACKOFF_SECONDS_MIN
+        backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         try:
             while not self._stop.is_set():
                 reason = self._connection()
                 if reason is None:
                     break
                 self._tell(self._down, reason, mono_ns())
-                backoff_s = BACKOFF_SECONDS_MIN if self._read_any else min(2 * backoff_s, BACKOFF_SECONDS_MAX)
-                self._stop.wait(backoff_s * random.uniform(0.5, 1.0))
+                if self._read_any:
+                    backoff.reset()
+                self._stop.wait(backoff.next_seconds())
         except Exception as error:
             self.failure = error
         finally:

@@ -26,7 +26,6 @@ import fcntl
 import grp
 import logging
 import os
-import random
 import termios
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ import numpy as np
 import serial
 import serial_asyncio_fast
 
+from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, mono_ns
 from ingestd.model import Event, FrameBatch, Link, Recorder, SerialFlag, SourceStatus
 
@@ -109,7 +109,7 @@ class SerialPort:
 
     async def run(self, recorder: Recorder) -> None:
         """Read until cancelled; see `model.Source`."""
-        pause_s = RETRY_SECONDS_MIN
+        backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         try:
             while True:
                 try:
@@ -122,9 +122,8 @@ class SerialPort:
                     self._record(self._framer.flush(), recorder)
                     self._went_down(recorder, why)
                     if self._received:
-                        pause_s = RETRY_SECONDS_MIN
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(2 * pause_s, RETRY_SECONDS_MAX)
+                        backoff.reset()
+                await asyncio.sleep(backoff.next_seconds())
         finally:
             self._record(self._framer.flush(), recorder)
 

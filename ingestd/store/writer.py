@@ -24,6 +24,7 @@ from uuid import UUID
 
 import asyncpg
 
+from ingestd.backoff import Backoff
 from ingestd.errors import FeedError
 from ingestd.model import CopyData, Event, SignalGroup
 from ingestd.store.connection import connect, faults
@@ -243,7 +244,7 @@ class Writer:
             )
 
     async def _lock(self, lock_id: str) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS_MAX
+        backoff, deadline = Backoff(0.05, 0.5), time.monotonic() + LOCK_SECONDS_MAX
         while True:
             async with faults(self._dsn, on_failure=self.terminate):
                 if await self._open().fetchval(
@@ -256,7 +257,7 @@ class Writer:
                     f"feed {lock_id} is being written by another process",
                     "wait for it to end; pg_stat_activity shows it under the name " + self._name,
                 )
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(backoff.next_seconds())
 
     async def _add_groups(self, connection: asyncpg.Connection, groups: Iterable[SignalGroup]) -> None:
         missing = sorted((g for g in groups if g.id not in self._known_groups), key=lambda g: g.id)

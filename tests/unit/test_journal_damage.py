@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from ingestd.journal import Journal, Kind, Record
 from ingestd.journal.record import HEADER
 from ingestd.journal.recovery import take_stock
-from ingestd.journal.segment import HEADER_BYTES, read_segment
+from ingestd.journal.segment import ENDED_AT, HEADER_BYTES, read_segment
 from ingestd.model import Books, Event
 from tests.journals import CLOCK, SEGMENT_BYTES, frames, kill, numbers_of, open_journal, read_all, send_all
 
@@ -42,6 +43,14 @@ def change(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def write_version(path: Path, version: int) -> None:
+    """Make the header that of another version, its checksum being right."""
+    data = bytearray(path.read_bytes())
+    data[12:14] = version.to_bytes(2, "little")
+    data[8:12] = crc32(data[12:ENDED_AT]).to_bytes(4, "little")
+    path.write_bytes(data)
 
 
 def make(folder: Path) -> int:
@@ -165,7 +174,7 @@ def damaged_first_page(folder: Path) -> Lost:
 def newer_version(folder: Path) -> Lost:
     """A file for a newer ingestd is left to it, and said to be one."""
     hit = [p.record for p in placed(folder / MIDDLE)]
-    change(folder / MIDDLE, 12, b"\x02")
+    write_version(folder / MIDDLE, 2)
     return lost_of(hit)
 
 
