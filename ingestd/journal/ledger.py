@@ -204,8 +204,9 @@ class Ledger:
             stretch.sequence_last = max(stretch.sequence_last, record.sequence)
         if record.kind in (Kind.FRAMES, Kind.EVENT):  # An event, too, says how many frames came before it.
             through = record.frames_before + record.frames_count
-            if stretch.begins_late and through and record.source not in stretch.journalled:
-                stretch.journalled[record.source] = stretch.passed[record.source] = record.frames_before
+            if stretch.begins_late and through and record.source not in stretch.last_ns:
+                stretch.journalled[record.source] = record.frames_before
+                stretch.passed[record.source] = record.frames_before - stretch.ahead[record.source]
             if through > stretch.journalled[record.source]:
                 self.note_frames(stretch, record.source, through, record.last_ns)
         if record.kind is Kind.EVENT:
@@ -242,6 +243,14 @@ class Ledger:
         else:
             self.remove(stretch, value["through"], value["lost"], value["reason"])
             self.removing.update(value["segments"])
+        self._make_up(stretch)
+
+    def _make_up(self, stretch: StretchAccount) -> None:
+        """Count as received what is done with, also where a power cut took its records and left the word of it."""
+        for source, through in (stretch.passed + stretch.ahead).items():
+            missing = max(0, through - stretch.journalled[source])
+            self.received[source] += missing
+            stretch.journalled[source] += missing
 
     def as_states(self) -> Iterator[dict[str, Any]]:
         """The payloads of STATE records that, applied in order, make this ledger."""
