@@ -97,7 +97,7 @@ def _array_send(values: NDArray[np.generic], element: str, oid: int) -> bytes:
 
 
 def make_cycle(rate: float, seconds: float = CYCLE_SECONDS) -> Cycle:
-    """The drive, at `rate` frames a second over both buses; of the GPS receiver's sentences at most as many as it says."""
+    """The drive, at `rate` frames a second over both buses; the receiver never says more sentences than it does."""
     columns = drive(seconds)
     made = {batch.source: batch for batch in simulate.frames(columns, start_ns=0)}
     sources = {name: replace(made[bus], source=name) for name, bus in BUSES.items()}
