@@ -27,6 +27,7 @@ from tests.journal_damages import (
     MIDDLE,
     SEGMENTS,
     Outcome,
+    change,
     flipped_byte_in_payload,
     make,
     placed,
