@@ -28,7 +28,7 @@ import pytest
 from ingestd.journal import Kind, Record
 from ingestd.journal.inspection import rejected
 from ingestd.journal.segment import list_folder, read_segment
-from tests.recorder import Recorder, stored, wait_until
+from tests.recorder import Recorder, frames_of, stored, wait_until
 
 Frame = tuple[str, int, str]  # source, stamp, payload in hexadecimal
 
@@ -166,7 +166,8 @@ def assert_books(
     if recorder.process is not None:
         if is_sent:
             settle(recorder, seconds=seconds)
-            assert in_metrics(recorder) == in_status(recorder)
+            # What was still on its way may come in between.
+            wait_until(lambda: in_metrics(recorder) == in_status(recorder), "two books that are equal", seconds)
         assert all(said.is_balanced for said in in_metrics(recorder).values())
         recorder.stop()
     books = in_log(recorder.log()[recorder.begun :])
@@ -204,15 +205,6 @@ def set_aside(recorder: Recorder) -> Counter[Frame]:
     for record, _ in rejected(recorder.journal, "", pytest.fail):
         found.update(frames_of(record))
     return found
-
-
-def frames_of(record: Record) -> list[Frame]:
-    """The frames of a record, as `stored` gives them."""
-    if record.kind is not Kind.FRAMES:
-        return []
-    frames = record.frames()
-    rows = zip(frames.ts_ns.tolist(), frames.length.tolist(), frames.data, strict=True)
-    return [(frames.source, ts_ns, bytes(data[:length]).hex()) for ts_ns, length, data in rows]
 
 
 def removed_segments(recorder: Recorder) -> int:
@@ -292,7 +284,8 @@ def _assert_sent(source: str, count: int, frames: list[tuple[int, str]], said: S
             continue
         uncovered += missing
         assert any(from_ns <= gap.from_ns and gap.to_ns <= to_ns for gap in told), (
-            f"lines {before + 1} to {after - 1} of {source} are missing and no event says why: {gaps}"
+            f"{before + 1} to {after - 1} of {source} are missing, from {from_ns} to {to_ns}, and no event says why:"
+            f" {sorted(gaps, key=lambda gap: gap.from_ns)}"
         )
     # At the ends: before the first start and behind the last stop nobody was to read.
     edges = numbers[0] + count - 1 - numbers[-1]

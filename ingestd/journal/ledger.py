@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from ingestd.journal.record import Kind, Origin, Record
-from ingestd.model import Books
+from ingestd.model import Books, Event
 
 STATE_STRETCHES_MAX = 32  # in one STATE record, so that none outgrows a small segment
 
@@ -53,6 +53,7 @@ class StretchAccount:
     passed: Counter[str] = field(default_factory=Counter)
     ahead: Counter[str] = field(default_factory=Counter)
     last_ns: dict[str, int] = field(default_factory=dict)
+    resumed_ns: dict[str, int] = field(default_factory=dict)  # first stamps behind a time of which no gap tells yet
     begins_late: bool = False  # Its first segments are gone: what came before is not ours to count.
     reads: deque[Read] = field(default_factory=deque)  # Not part of the state: a new process begins to read anew.
     read_through: int = 0
@@ -105,6 +106,7 @@ class StretchAccount:
             "passed": dict(+self.passed),
             "ahead": dict(+self.ahead),
             "last_ns": self.last_ns,
+            **({"resumed_ns": self.resumed_ns} if self.resumed_ns else {}),
         }
 
     @classmethod
@@ -122,6 +124,7 @@ class StretchAccount:
             Counter(value["passed"]),
             Counter(value["ahead"]),
             dict(value["last_ns"]),
+            dict(value.get("resumed_ns", {})),
         )
 
 
@@ -209,10 +212,20 @@ class Ledger:
         if record.kind is Kind.EVENT:
             for reason, count in record.lost().items():
                 self.lose(record.source, reason, count)
+            self.note_resumption(record.event(), stretch)
         elif record.kind is Kind.STATE:
             self._take_state(record.json())
         elif record.kind in (Kind.SETTLE, Kind.FEED, Kind.REMOVED):
             self._apply_bookkeeping(record.kind, record.json(), stretch)
+
+    def note_resumption(self, event: Event, stretch: StretchAccount) -> None:
+        """A source is recorded again after a time without a daemon; or a gap has told of such a time."""
+        if event.kind == "resumed":
+            stretch.resumed_ns[event.source] = event.ts_ns
+        elif event.kind == "gap" and event.key == "down":
+            for each in self.stretches.values():
+                if each.resumed_ns.get(event.source) == event.payload.get("to_ns"):
+                    del each.resumed_ns[event.source]
 
     def _apply_bookkeeping(self, kind: Kind, value: Mapping[str, Any], writer: StretchAccount) -> None:
         """`writer` is the stretch the record stands in, the other is the one that it is about."""

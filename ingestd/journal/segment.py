@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,10 +133,16 @@ def list_folder(folder: Path) -> tuple[list[Name], list[str]]:
     ours, foreign = [], []
     for entry in os.scandir(folder):
         try:
-            size = entry.stat(follow_symlinks=False).st_size
-        except FileNotFoundError:
-            continue
-        if not entry.is_file():  # A folder, a pipe that nobody writes to, a link to nowhere.
+            status = entry.stat()
+        except OSError as error:
+            if entry.is_symlink():
+                status = entry.stat(follow_symlinks=False)
+            elif isinstance(error, FileNotFoundError):
+                continue  # Removed since.
+            else:
+                raise
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # A folder, a pipe that nobody writes to, a link to nowhere.
             foreign.append(entry.name)
         elif match := _NAME.fullmatch(entry.name):
             ours.append(Name(Path(entry.path), int(match[2]), bool(match[1]), size))

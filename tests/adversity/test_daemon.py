@@ -20,9 +20,8 @@ import pytest
 
 from ingestd.journal.inspection import rejected as rejected_records
 from ingestd.store import embedded, migrate
-from tests.books import frames_of
 from tests.conftest import psql
-from tests.recorder import Instrument, Recorder, lines_of, stored, wait_until
+from tests.recorder import Instrument, Recorder, frames_of, lines_of, stored, wait_until
 
 BOOKS = re.compile(
     r"books source=(\S+) received=(\d+) committed=(\d+) pending=(\d+) rejected=(\d+) (\S+) balanced=True"

@@ -199,7 +199,8 @@ def refused_and_cured(
         wait_until(lambda: in_metrics(recorder)["line"].received > received + 200, "recording", more=recorder.log)
         assert in_metrics(recorder)["line"].pending > 0
         said = [line for line in recorder.log()[begun:].splitlines() if says in line]
-    assert len(said) == 1, recorder.log()[begun:]
+    # Once; PostgreSQL itself may add for a moment that the database is only just gone.
+    assert len({line.partition(" ")[2] for line in said}) == len(said) <= 2, recorder.log()[begun:]
     assert hint in said[0]
     wait_until(lambda: metric(recorder, "ingestd_database_up") == 1, "database_up 1", more=recorder.log)
     # A connection that is cut and a database that is gone tell of it in words of their own, once each.

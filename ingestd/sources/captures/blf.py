@@ -144,7 +144,8 @@ class BlfCapture(Capture):
         self.damage.add_offset(offset, "the container is cut off or its size is wrong")
         following = _find(file, _SIGNATURE, offset + 4)
         file.seek(offset + _OBJECT_HEADER.size)
-        body = file.read(OBJECT_BYTES_MAX if following is None else following - file.tell())
+        # The next one may begin where this one's header should still be.
+        body = file.read(OBJECT_BYTES_MAX if following is None else max(following - file.tell(), 0))
         packed = kind == _CONTAINER and body[:2] == _DEFLATED
         return _inflate(body)[0] if packed else None, file.tell()
 
