@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.property.fuzz import can_frames, captures, configuration, serial_lines
+from tests.property.fuzz import can_frames, captures, configuration, journals, serial_lines
 from tests.property.fuzz.target import Target
 
 TARGETS: Final[tuple[Target, ...]] = (
@@ -12,4 +12,5 @@ TARGETS: Final[tuple[Target, ...]] = (
     *can_frames.TARGETS,
     *captures.TARGETS,
     *configuration.TARGETS,
+    *journals.TARGETS,
 )
