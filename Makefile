@@ -2,12 +2,14 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+KILLS ?= 200
+SECONDS ?= 3600
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench clean
+.PHONY: help run test check torture bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -23,6 +25,9 @@ check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, im
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n $(WORKERS) tests/unit
+
+torture: $(VENV)/.installed-test ## the long fault campaign, half an hour: make torture KILLS=200 SECONDS=3600 SEED=1
+	$(BIN)/python -m tests.torture --kills $(KILLS) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.installed-test ## measure what docs/benchmarks.md says, here
 	$(BIN)/python bench/import.py

@@ -18,15 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-from server import server_binaries, temporary_server
+from server import dsn_of, fresh, server
 
 from ingestd import demo
 from ingestd.chunks import COPY_HEADER, COPY_TRAILER, Placement
@@ -35,41 +34,10 @@ from ingestd.imports import feed_items
 from ingestd.model import ClockState
 from ingestd.pipeline import Binding, Decoders, prepare
 from ingestd.sources.captures import open_capture
-from ingestd.store import embedded, migrate
+from ingestd.store import embedded
 
 PYTHON = sys.executable
 NAIVE_SECONDS = 60  # of driving: the script by hand is slow, and its rate does not depend on the length
-
-
-@contextmanager
-def server(dsn: str | None) -> Iterator[tuple[str, str]]:
-    """The DSN of a maintenance database and a word on what server it is."""
-    binaries = server_binaries()
-    if dsn:
-        yield dsn, "the given server"
-    elif binaries is not None:
-        with temporary_server(binaries) as started:
-            yield started, f"PostgreSQL of the distribution ({binaries.parts[-2]}), default settings, Unix socket"
-    else:
-        yield embedded.start(), "the embedded PostgreSQL (no lz4)"
-
-
-async def fresh(dsn: str, name: str, *, schema: bool = True) -> str:
-    """A new database on the server; its DSN."""
-    connection = await asyncpg.connect(dsn)
-    await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    made = dsn_of(dsn, name)
-    if schema:
-        await migrate.upgrade(made)
-    return made
-
-
-def dsn_of(dsn: str, name: str) -> str:
-    """The DSN of another database on the same server."""
-    base, _, query = dsn.partition("?")
-    return f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
 
 
 async def fetch(dsn: str, query: str, *arguments: Any) -> asyncpg.Record:

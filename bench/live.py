@@ -109,15 +109,22 @@ def in_guest(command: list[str], out: Path) -> int:
 
 
 def in_here(command: list[str], out: Path) -> int:
-    """Make the library that stands in for SocketCAN."""
+    """Measure with the library that stands in for SocketCAN."""
+    if (library := compile_stand_in(out)) is None:
+        return 1
+    environment = {**os.environ, "LIVE_STAND_IN": str(library), "WITH_CAN_OUT": str(out)}
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def compile_stand_in(out: Path) -> Path | None:
+    """Make the library that stands in for SocketCAN; None if that cannot be, which is said."""
     if not (compiler := shutil.which("cc") or shutil.which("gcc")):
         say("no C compiler (apt-get install gcc): nothing is measured outside the guest")
-        return 1
+        return None
     library = out / "stand_in.so"
     source = HERE / "live_stand_in.c"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
-    environment = {**os.environ, "LIVE_STAND_IN": str(library), "WITH_CAN_OUT": str(out)}
-    return subprocess.run(command, env=environment, check=False).returncode
+    return library
 
 
 def measure(place: str, sections: list[str], *, quick: bool) -> int:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,16 +227,23 @@ class Fates:
 class Daemon:
     """`ingestd run`, with the defaults of its configuration except where it keeps its journal and how large that is."""
 
-    def __init__(self, folder: Path, dsn: str, *, buses: int = 1, dbc: Path = DBC, settings: str = "") -> None:
-        folder.mkdir(parents=True)
+    def __init__(
+        self, folder: Path, dsn: str, *, buses: int = 1, dbc: Path = DBC, dbcs: Sequence[Path] = (),
+        settings: str = "", max_bytes: str = "256MiB",
+    ) -> None:  # fmt: skip
+        """`dbcs`: of each bus, where they differ. `folder` may hold a journal already, in `journal`."""
+        folder.mkdir(parents=True, exist_ok=True)
         self.journal = folder / "journal"
         self.log = folder / "log"
         self.dsn = dsn
         self._http, self._buses = free_address(), buses
         config = folder / "ingestd.toml"
-        tables = "\n".join(f'[[can]]\nname = "{channel}"\ndbc = ["{dbc}"]' for channel in CHANNELS[:buses])
+        of_each = dbcs or [dbc] * buses
+        tables = "\n".join(
+            f'[[can]]\nname = "{channel}"\ndbc = ["{file}"]' for channel, file in zip(CHANNELS, of_each, strict=False)
+        )
         config.write_text(
-            f'[database]\ndsn = "{dsn}"\n[journal]\npath = "{self.journal}"\nmax_bytes = "256MiB"\n'
+            f'[database]\ndsn = "{dsn}"\n[journal]\npath = "{self.journal}"\nmax_bytes = "{max_bytes}"\n'
             f'[http]\nlisten = "{self._http}"\n{settings}\n{tables}\n'
         )
         self.started_ns = time.monotonic_ns()
@@ -247,8 +254,12 @@ class Daemon:
 
     def wait_until_serving(self) -> None:
         """Until it hears every bus and its HTTP side answers."""
-        wait_until(lambda: listeners() == self._buses or self._check(), "the daemon listens")
+        self.wait_until_listening()
         wait_until(lambda: self.metrics() or self._check(), "the daemon answers", pause_s=0.2)
+
+    def wait_until_listening(self) -> None:
+        """Until it hears every bus."""
+        wait_until(lambda: listeners() == self._buses or self._check(), "the daemon listens")
 
     def _check(self) -> None:
         if self.process.poll() is not None:

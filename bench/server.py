@@ -1,4 +1,4 @@
-"""A PostgreSQL of the distribution for a benchmark: default settings, a Unix socket, gone afterwards.
+"""A PostgreSQL for a benchmark, gone afterwards: the distribution's with default settings, if there is one.
 
 The embedded server has no lz4 and would show other figures than the server people run; it is the fallback.
 """
@@ -12,6 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import asyncpg
+
+from ingestd.store import embedded, migrate
 
 
 def server_binaries() -> Path | None:
@@ -46,3 +50,40 @@ def temporary_server(binaries: Path) -> Iterator[str]:
             subprocess.run([*control, "-m", "fast", "stop"], check=True, stdout=subprocess.DEVNULL, cwd="/")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def server(dsn: str | None, *, use_embedded: bool = False) -> Iterator[tuple[str, str]]:
+    """The DSN of a maintenance database and a word on what server it is."""
+    binaries = None if use_embedded else server_binaries()
+    if dsn:
+        yield dsn, "the given server"
+    elif binaries is not None:
+        with temporary_server(binaries) as started:
+            yield started, f"PostgreSQL of the distribution ({binaries.parts[-2]}), default settings, Unix socket"
+    else:
+        # The server of root runs as another user, who must get at its folder.
+        folder = Path(tempfile.mkdtemp(prefix="ingestd-bench-", dir="/var/lib" if os.geteuid() == 0 else None))
+        try:
+            yield embedded.start(folder / "postgres"), "the embedded PostgreSQL (no lz4)"
+        finally:
+            embedded.stop(folder / "postgres")
+            shutil.rmtree(folder)
+
+
+async def fresh(dsn: str, name: str, *, schema: bool = True) -> str:
+    """A new database on the server; its DSN."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    made = dsn_of(dsn, name)
+    if schema:
+        await migrate.upgrade(made)
+    return made
+
+
+def dsn_of(dsn: str, name: str) -> str:
+    """The DSN of another database on the same server."""
+    base, _, query = dsn.partition("?")
+    return f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")

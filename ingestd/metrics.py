@@ -73,6 +73,7 @@ class JournalNumbers:
     written_bytes: int = 0
     syncs: int = 0
     damaged_bytes: int = 0
+    trouble: str = ""  # what is wrong, in words
 
 
 @dataclass(frozen=True, slots=True)

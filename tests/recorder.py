@@ -24,25 +24,32 @@ from ingestd.journal.segment import list_folder, read_segment
 
 SECONDS_MAX = 60.0
 
-# The daemon as on another machine; the id of the machine it runs on is the system's.
-OTHER_MACHINE = """
+# The daemon with something in it changed first.
+CHANGED = """
 import sys
-import ingestd.daemon.service
-machine = sys.argv.pop(1)
-ingestd.daemon.service.machine_id = lambda: machine
+exec(sys.argv.pop(1))
 from ingestd.cli import main
 if __name__ == "__main__":
     main()
 """
+# As on another machine; the id of the machine it runs on is the system's.
+OTHER_MACHINE = "import ingestd.daemon.service as service; service.machine_id = lambda: {!r}"
 
 
 class Instrument:
-    """A serial device that says a numbered line again and again, on a pty behind a link as udev would make it."""
+    """A serial device that says a numbered line again and again, on a pty behind a link as udev would make it.
 
-    def __init__(self, link: Path, pause_s: float = 0.002) -> None:
+    `filler` follows the number in each line; `say` makes something else of a number.
+    """
+
+    def __init__(
+        self, link: Path, pause_s: float = 0.002, filler: bytes = b"", say: Callable[[int], bytes] | None = None
+    ) -> None:
         self.link = link
         self.pause_s = pause_s
+        self.say = say or (lambda number: b"n=%d%s\n" % (number, filler))
         self.sent = 0
+        self.sent_at = 0.0  # by time.monotonic
         self._master, self._slave = pty.openpty()
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
@@ -56,15 +63,17 @@ class Instrument:
 
     def _talk(self) -> None:
         for number in itertools.count():
-            line = f"n={number}\n".encode()
+            line = self.say(number)
             while line and not self._stop.is_set():
                 with contextlib.suppress(BlockingIOError):
                     line = line[os.write(self._master, line) :]
                 if line:
                     time.sleep(0.01)  # Nobody reads: on a real wire it would be lost; here it waits.
-            if line or self._stop.wait(self.pause_s):
+            if line:
                 return
-            self.sent = number + 1
+            self.sent, self.sent_at = number + 1, time.monotonic()
+            if self._stop.wait(self.pause_s):
+                return
 
     def stop(self) -> int:
         """How many lines were sent in all."""
@@ -78,24 +87,47 @@ class Instrument:
         os.close(self._slave)
 
 
-class Recorder:
-    """`ingestd run` in a process of its own, with a journal that outlives it."""
+def lines_of(instrument: Instrument, name: str = "line") -> str:
+    """The instrument in a configuration."""
+    return f'[[serial]]\nname = "{name}"\nport = "{instrument.link}"\nprotocol = "lines"\n'
 
-    def __init__(self, folder: Path, dsn: str, sources: str, *, settings: str = "", machine: str = "") -> None:
+
+class Recorder:
+    """`ingestd run` in a process of its own, with a journal that outlives it.
+
+    `changes` is Python that the process runs first: for faults that cannot be produced, and limits too long for a test.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dsn: str,
+        sources: str,
+        *,
+        settings: str = "",
+        journal: str = "",
+        machine: str = "",
+        changes: str = "",
+        disk: Path | None = None,
+    ) -> None:
         self.folder = folder
-        self.machine = machine
-        self.journal = folder / "journal"
+        self.changes = OTHER_MACHINE.format(machine) if machine else changes
+        self.begun = 0  # where in the log the last start is
+        self.journal = (disk or folder) / "journal"
         self.config = folder / "ingestd.toml"
         self.log_path = folder / "log"
         self.config.write_text(
-            f'[database]\ndsn = "{dsn}"\n[journal]\npath = "{self.journal}"\n[batch]\ninterval = "100ms"\n'
+            f'[database]\ndsn = "{dsn}"\n[journal]\npath = "{self.journal}"\n{journal}\n[batch]\ninterval = "100ms"\n'
             f'[http]\nlisten = "127.0.0.1:0"\n{settings}\n{sources}\n'
         )
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        program = ["-c", OTHER_MACHINE, self.machine] if self.machine else ["-m", "ingestd"]
+    def start(self, *program: str) -> None:
+        """Start it, or a `program` (arguments of Python) that is it and more."""
+        if not program:
+            program = ("-c", CHANGED, self.changes) if self.changes else ("-m", "ingestd")
         command = [sys.executable, *program, "run", "-c", str(self.config)]
+        self.begun = len(self.log())
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -127,14 +159,13 @@ class Recorder:
     def journalled(self) -> Counter[tuple[str, int, str]]:
         """Source, stamp and payload of every frame in the journal."""
         found: Counter[tuple[str, int, str]] = Counter()
-        segments = [name.path for name in list_folder(self.journal)[0] if name.number and not name.rejected]
-        for record in (record for path in segments for record in read_segment(path)):
-            assert isinstance(record, Record), f"damage: {record}"
-            if record.kind is Kind.FRAMES:
-                frames = record.frames()
-                for row in range(len(frames)):
-                    payload = bytes(frames.data[row, : frames.length[row]])
-                    found[frames.source, int(frames.ts_ns[row]), payload.hex()] += 1
+        for path in (name.path for name in list_folder(self.journal)[0] if name.number and not name.rejected):
+            items = list(read_segment(path))
+            if items and not isinstance(items[-1], Record):
+                items.pop()  # the torn end that a kill leaves
+            for record in items:
+                assert isinstance(record, Record), f"damage: {record}"
+                found.update(frames_of(record))
         return found
 
 
@@ -145,6 +176,15 @@ def wait_until(
     while not condition():
         assert time.monotonic() < deadline, f"no {what} within {seconds} s\n{more()}"
         time.sleep(0.02)
+
+
+def frames_of(record: Record) -> list[tuple[str, int, str]]:
+    """The frames of a record, as `stored` gives them."""
+    if record.kind is not Kind.FRAMES:
+        return []
+    frames = record.frames()
+    rows = zip(frames.ts_ns.tolist(), frames.length.tolist(), frames.data, strict=True)
+    return [(frames.source, ts_ns, bytes(data[:length]).hex()) for ts_ns, length, data in rows]
 
 
 def stored(dsn: str) -> Counter[tuple[str, int, str]]:

@@ -55,7 +55,7 @@ def unready(snapshot: Snapshot) -> dict[str, str]:
         if status.link is Link.OPENING
     }
     if not snapshot.journal.writable:
-        reasons["journal"] = "the disk does not take frames"
+        reasons["journal"] = snapshot.journal.trouble or "the disk does not take frames"
     return reasons
 
 

@@ -6,33 +6,63 @@ less than `OFFSET_TOLERANCE_NS` become one, or the chunks of two buses would be 
 A restart on the same boot continues the session of the process that crashed. How long each source was not recorded is
 known when both its last stamp of before (from the journal's recovery) and its first new one are there, in whichever
 order; then it becomes a gap.
+
+Limits: a source that overflows at every read would make gaps and log lines without end. `OVERFLOWS_MAX` may follow one
+another, then one every `OVERFLOW_NS`, which tells all that was lost since; a process that is killed takes with it what
+is not told yet.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from ingestd.clock import OFFSET_TOLERANCE_NS, WallClock
+from ingestd.clock import OFFSET_TOLERANCE_NS, WallClock, mono_ns
 from ingestd.journal import Journal
 from ingestd.model import Clock, Event, FrameBatch
 
 OFFSETS_MAX = 8  # A clock that is set to and fro comes back to an offset; others are of the past.
+OVERFLOWS_MAX: Final = 20
+OVERFLOW_NS: Final = 5_000_000_000
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Overflow:
+    """What a source has lost in the kernel that is not told yet. Each telling pays for OVERFLOW_NS, some on credit."""
+
+    frames_count: int = 0
+    from_ns: int = 0
+    to_ns: int = 0
+    paid_until_ns: int = 0
+
+    def add(self, frames_count: int, from_ns: int, to_ns: int) -> None:
+        """Some more was lost, between two instants."""
+        self.from_ns = min(self.from_ns, from_ns) if self.frames_count else from_ns
+        self.to_ns = max(self.to_ns, to_ns) if self.frames_count else to_ns
+        self.frames_count += frames_count
+
+    def may_be_told(self, now_ns: int) -> bool:
+        """Whether there is anything, and the rate allows it."""
+        return self.frames_count > 0 and self.paid_until_ns - now_ns <= (OVERFLOWS_MAX - 1) * OVERFLOW_NS
 
 
 class Recording:
     """The `model.Recorder` over a journal."""
 
-    def __init__(self, journal: Journal, wall_clock: WallClock) -> None:
+    def __init__(self, journal: Journal, wall_clock: WallClock, now: Callable[[], int] = mono_ns) -> None:
         self._journal = journal
         self._wall_clock = wall_clock
+        self._now = now
         self._first_ns: dict[str, tuple[int, Clock]] = {}
         self._last_ns: Mapping[str, int] = {}  # until recovery has found them
         self._is_continued = False
         self._offsets_ns: deque[int] = deque(maxlen=OFFSETS_MAX)
+        self._overflows: dict[str, _Overflow] = {}
 
     def frames(self, batch: FrameBatch, clock: Clock) -> None:
         """Record frames."""
@@ -55,10 +85,21 @@ class Recording:
 
     def overflow(self, source: str, frames_count: int, from_ns: int, to_ns: int) -> None:
         """Record a loss in the kernel: a gap, and received and dropped in the books."""
-        payload = {"reason": "overflow", "frames": frames_count, "from_ns": from_ns, "to_ns": to_ns}
-        event = Event(source, "gap", from_ns, "overflow", payload)
-        self._journal.append_event(event, self._agreed(self._wall_clock.now()), lost={"overflow": frames_count})
-        log.warning("frames lost in the kernel source=%s frames=%d", source, frames_count)
+        self._overflows.setdefault(source, _Overflow()).add(frames_count, from_ns, to_ns)
+        self.tell_overflows()
+
+    def tell_overflows(self, *, at_once: bool = False) -> None:
+        """Record the losses that are waiting, as far as the rate allows, or all of them `at_once`. Call it often."""
+        now_ns = self._now()
+        for source, lost in self._overflows.items():
+            if not lost.may_be_told(now_ns) and not (at_once and lost.frames_count):
+                continue
+            count, lost.frames_count = lost.frames_count, 0
+            lost.paid_until_ns = max(lost.paid_until_ns, now_ns) + OVERFLOW_NS
+            payload = {"reason": "overflow", "frames": count, "from_ns": lost.from_ns, "to_ns": lost.to_ns}
+            event = Event(source, "gap", lost.from_ns, "overflow", payload)
+            self._journal.append_event(event, self._agreed(self._wall_clock.now()), lost={"overflow": count})
+            log.warning("frames lost in the kernel source=%s frames=%d", source, count)
 
     def event(self, event: Event) -> None:
         """Record a fact."""

@@ -43,7 +43,10 @@ from ingestd.store.writer import Writer
 GRACE_SECONDS = 10.0  # how long a stop waits for the database
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.5, 5.0
 PARSE_AGAIN_SECONDS = 60.0  # A file that did not change is parsed again then: the reason may be elsewhere.
-CONTINUED_UTC = datetime.fromtimestamp(1, UTC)  # Older than any edit: a continued session keeps what is known of it.
+NOTICE_SECONDS = 60.0  # how often what the journal says is said again
+# When a session was edited last, for one that nobody has edited: before anything that people do, whatever our clock
+# says; and a process that continues it keeps what the one that began it had to say.
+BEGUN_UTC, CONTINUED_UTC = datetime.fromtimestamp(2, UTC), datetime.fromtimestamp(1, UTC)
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class Daemon:
         )
         self.recording = Recording(self.journal, self.wall_clock)
         self.exit_code = 0
+        self._noticed: dict[str, float] = {}  # what the journal said, and when it was logged
         self.delivery: Delivery | None = None
         self.trouble: dict[str, str] = {}  # what is wrong that is not a source's or the database's
 
@@ -86,7 +90,7 @@ class Daemon:
             "track": given.track,
             "notes": given.notes,
             "created_utc": now.isoformat(),
-            "updated_utc": (CONTINUED_UTC if self._continued else now).isoformat(),
+            "updated_utc": (CONTINUED_UTC if self._continued else BEGUN_UTC).isoformat(),
             "time_base": self._boot_id,
             "config": {"ingestd": __version__, "decoder": DECODER_VERSION, "file": describe(self.config)},
         }
@@ -128,6 +132,7 @@ class Daemon:
         for task in failed:
             log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=task.exception())
         await _end(sources)
+        self.recording.tell_overflows(at_once=True)
         self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
         await asyncio.to_thread(self.journal.sync)
         if self.delivery is not None and self.delivery.decoders is not None and self._recovered.is_set():
@@ -135,6 +140,7 @@ class Daemon:
             await asyncio.wait([delivering], timeout=GRACE_SECONDS)
         await _end([delivering, *background])
         self.journal.close(ended=not failed)
+        self._say_notices()
         self._say_books()
         self.exit_code = 1 if failed else 0
 
@@ -152,7 +158,18 @@ class Daemon:
         """Make durable what was written, every `sync_interval`."""
         while True:
             await asyncio.sleep(self.config.journal.sync_interval_seconds)
+            self.recording.tell_overflows()
             await asyncio.to_thread(self.journal.sync)
+            self._say_notices()
+
+    def _say_notices(self) -> None:
+        """Say what the journal has to say; what it says again and again, once in a while."""
+        now = time.monotonic()
+        self._noticed = {text: at for text, at in self._noticed.items() if at > now - NOTICE_SECONDS}
+        for notice in self.journal.notices():
+            if notice not in self._noticed:
+                log.warning("journal: %s", notice)
+                self._noticed[notice] = now
 
     async def _recover(self) -> None:
         """Look at what earlier runs left, until that succeeds: nothing is sent before it has."""
@@ -277,6 +294,7 @@ class Daemon:
                 written_bytes=journal.bytes_written,
                 syncs=journal.syncs,
                 damaged_bytes=journal.damaged_bytes,
+                trouble=journal.trouble,
             ),
             store=StoreNumbers(
                 up=status.database_up,

@@ -89,6 +89,7 @@ class Delivery:
         self._store_frames = store_frames
         self._cursors: dict[str, Cursor] = {}
         self._known: bool | None = None  # whether it is the database we know, since the connection was opened
+        self._behind: set[str] = set()  # stretches of which it has less than it had
         self._stopping = False
         self._down_since = time.monotonic()  # … or since the last commit
         self._said: dict[str, tuple[str, float]] = {}  # what was said when, by stretch; "" is the database as a whole
@@ -150,7 +151,8 @@ class Delivery:
         cursor = self._cursors.get(stretch.id)
         if cursor is None or not cursor.confirmed:
             # Whether the database still has what it had is only known when it was asked.
-            return stretch.last_sequence > stretch.acknowledged or not self._writer.is_open or not self._known
+            is_asked = self._writer.is_open and self._known is not None
+            return not is_asked or stretch.id in self._behind or stretch.last_sequence > stretch.acknowledged
         return not cursor.done and (cursor.attempt is not None or cursor.position < stretch.last_sequence)
 
     def _is_urgent(self, stretch: Stretch) -> bool:
@@ -186,21 +188,42 @@ class Delivery:
                 log.exception("this is a defect; the journal keeps what is not sent")
 
     async def _connect(self) -> None:
-        if self._writer.is_open:
+        if self._writer.is_open and self._known is not None:
             return
         self._known = None
         for cursor in self._cursors.values():
             cursor.confirmed = cursor.done = False
-        await self._writer.open()
+        if not self._writer.is_open:
+            await self._writer.open()
         stretches = self._journal.stretches()
         standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
-        self._known = is_known(standings, stretches)
+        known = is_known(standings, stretches)
+        missing = [stretch for stretch in stretches if stretch.acknowledged > 0 and stretch.feed_id not in standings]
+        if not known:
+            await self._announce(missing)
+            standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
+        self._behind = {
+            stretch.id
+            for stretch in stretches
+            if stretch.feed_id in standings and standings[stretch.feed_id].position < stretch.acknowledged
+        }
+        self._known = known
         if not self._said:
             self.status.database_up, self.status.trouble = True, ""
         if "" in self._said and time.monotonic() - self._down_since >= OUTAGE_SECONDS:
             self._down_since = time.monotonic()  # One stretch an outage, should the first commits fail, too.
             if stretches[-1].last_sequence > stretches[-1].acknowledged:
                 self._journal.begin_stretch()
+
+    async def _announce(self, stretches: list[Stretch]) -> None:
+        """Begin the feeds that an empty or restored database has to be given again, before anything else is sent to it.
+
+        Once it has what was acknowledged last it counts as known, also to the next process, and then a stretch of which
+        it has no row would be one that somebody has deleted. The oldest come first: until the last, it is not known.
+        """
+        for stretch in stretches:
+            session = placeholder(stretch.session_id, stretch.boot_id)
+            await self._writer.begin(session, stretch.feed_id, 0, self._machine_id)
 
     def _cursor(self, stretch: Stretch) -> Cursor:
         if stretch.id not in self._cursors:

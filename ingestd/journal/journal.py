@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from ingestd.errors import IngestdError, UsageError
-from ingestd.journal.holder import take_lock
+from ingestd.journal.holder import LOCK_NAME, take_lock
 from ingestd.journal.ledger import Lost
 from ingestd.journal.log import Log, SessionInfo
 from ingestd.journal.reader import StretchReader
 from ingestd.journal.record import Record
 from ingestd.journal.recovery import Segment, take_stock
-from ingestd.journal.segment import MACHINE_BYTES_MAX, Unreadable, list_folder, read_header
+from ingestd.journal.segment import MACHINE_BYTES_MAX, Unreadable, is_in_place, list_folder, read_header
 from ingestd.journal.shelf import OpenSegment, Shelf
 from ingestd.model import Books, Clock, Event, FrameBatch
 
@@ -152,6 +152,7 @@ class Journal:
             if log.is_closed:
                 return
             with log.lock:
+                log.leave_suspect()
                 log.try_again()
                 log.write_losses(at_once=False)
                 log.forget_trouble()
@@ -170,12 +171,16 @@ class Journal:
             except OSError as error:
                 with log.lock:
                     if log.segment is current:
-                        log.fail(error)
+                        log.fail_sync(error)
+            else:
+                with log.lock:
+                    if log.segment is None or not log.segment.is_suspect:
+                        log.synced()
             log.room.prepare()
 
     def _keep_lock(self) -> None:
         """If somebody has emptied or deleted the folder: hold what is there now, before another process does."""
-        if os.fstat(self._lock_descriptor).st_nlink:
+        if is_in_place(self._lock_descriptor, self._shelf.folder / LOCK_NAME):
             return
         try:
             descriptor = take_lock(self._shelf.folder)
@@ -188,13 +193,16 @@ class Journal:
         self._lock_descriptor = descriptor
 
     def _finish(self, segment: OpenSegment) -> None:
+        name = segment.segment.path.name
         try:
             segment.trim()
+        except OSError as error:
+            self._log.report(f"{name} could not be trimmed: {error.strerror or error}")
+        try:
             segment.sync()
         except OSError as error:
-            self._log.report(f"{segment.segment.path.name} could not be synced: {error.strerror or error}")
-        finally:
-            segment.close()
+            self._log.report(f"{name} could not be synced: {error.strerror or error}")
+        segment.close()
 
     def close(self, *, ended: bool) -> None:
         """Write the last, sync and give the folder back. `ended`: the session is over, nobody is to continue it."""
@@ -330,13 +338,20 @@ class Journal:
 
     @property
     def writable(self) -> bool:
-        """Whether the disk took the last append."""
-        return self._log.writable
+        """Whether the disk took the last append, and keeps what it took."""
+        return self._log.writable and self._log.durable
 
     @property
     def trouble(self) -> str:
         """What is wrong, in words for the operator; "" if nothing is."""
         return self._log.trouble
+
+    def notices(self) -> list[str]:
+        """What has changed or was lost since this was asked last, each a line for people."""
+        with self._log.lock:
+            notices = list(self._log.notices)
+            self._log.notices.clear()
+        return notices
 
 
 def _trim_unused(segments: list[Segment], warnings: list[str]) -> None:

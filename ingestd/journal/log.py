@@ -3,17 +3,19 @@
 Whatever changes the books is written as a record and applied to the ledger in one step, under one lock, so a STATE
 written at any moment is what the records before it say.
 
-A fault of the disk never raises from an append. The segment it happened in is left, what could not be written is
-counted, and the next append after a pause tries a new segment; the books of that one begin with a STATE, so that
-bookkeeping which could not be written is not lost either.
+A fault of the disk never raises from an append. The segment it happened in is left and a new one is tried: at once, and
+if that cannot be written either, again after pauses, in which what comes is counted as lost. The books of the new one
+begin with a STATE, so that bookkeeping which could not be written is not lost either. A disk that takes what it is
+given but does not keep it (`fail_sync`) costs nothing as long as the machine runs: frames are still accepted.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from threading import RLock
 from typing import Any
 from uuid import UUID, uuid4
@@ -41,6 +43,7 @@ FRAMES_RECORD_BYTES_MAX = 256 << 10  # The grain in which a journal is read back
 RETRY_SECONDS_MIN = 0.1
 RETRY_SECONDS_MAX = 5.0
 TROUBLE_SECONDS = 60.0  # how long trouble is said that has passed
+NOTICES_MAX = 64  # Nobody need read them; the newest are kept.
 REFUSED_EVENT_SECONDS = 10.0  # how often frames that a full journal refuses become an event
 
 
@@ -62,7 +65,9 @@ class Log:
         self.ledger = Ledger()
         self.losses = Losses()
         self.room = Room(self, when_full)
-        self.writable, self.trouble, self.trouble_at = True, "", 0.0
+        self.writable, self.durable = True, True
+        self.trouble, self.trouble_at = "", 0.0
+        self.notices: deque[str] = deque(maxlen=NOTICES_MAX)
         self.bytes_written = 0
         self.is_closed = False
         self.recovered = False  # Only then does the ledger know everything, and may be written down.
@@ -74,6 +79,7 @@ class Log:
         self._session_owed = False
         self._ordinal = 0
         self._retry_at, self._backoff = 0.0, Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
+        self._failed_at = self._left_at = -inf
         self._losses_written_at = 0.0
         self._record_bytes_max = min(RECORD_BYTES_MAX, shelf.segment_bytes // 4)
         self._frames_record_bytes_max = min(FRAMES_RECORD_BYTES_MAX, shelf.segment_bytes // 8)
@@ -149,6 +155,7 @@ class Log:
                 account.reads.popleft()
             self.ledger.settle(account, position, committed, rejected, dropped, passed)
             self.ledger.pass_ahead(account, ahead)
+            self.tell_lost(dropped)
 
     def assign_feed(self, stretch_id: str, feed_id: str, position: int) -> None:
         """The stretch is sent under this name from now on; it begins at `position`."""
@@ -180,24 +187,26 @@ class Log:
         if size > self._record_bytes_max:
             self.report(f"a record of {size} bytes is too large for the journal: left out")
             return "journal"
-        while (segment := self.segment) is None or segment.room < size:
-            if reason := self._begin_segment(kind):
-                return reason
-        if segment.is_reserve and kind is Kind.FRAMES:
-            return "budget"
-        sequence = self.stretch.sequence_last + kind.is_numbered
-        data = pack(
-            kind, self._origin, sequence, payload, source=source, clock=clock, ts_ns=ts_ns, frames_count=frames_count,
-            frames_before=frames_before,
-        )  # fmt: skip
-        try:
-            segment.append(data)
-        except OSError as error:
-            self.fail(error)
-            return "journal"
-        self.bytes_written += len(data)
-        self.stretch.sequence_last = sequence
-        return ""
+        while True:
+            if (segment := self.segment) is None or segment.room < size:
+                if reason := self._begin_segment(kind):
+                    return reason
+                continue
+            if segment.is_reserve and kind is Kind.FRAMES:
+                return "budget"
+            sequence = self.stretch.sequence_last + kind.is_numbered
+            data = pack(
+                kind, self._origin, sequence, payload, source=source, clock=clock, ts_ns=ts_ns,
+                frames_count=frames_count, frames_before=frames_before,
+            )  # fmt: skip
+            try:
+                segment.append(data)
+            except OSError as error:
+                self.fail(error)  # Another segment may take it.
+                continue
+            self.bytes_written += len(data)
+            self.stretch.sequence_last = sequence
+            return ""
 
     def write_bookkeeping(self, kind: Kind, value: Mapping[str, Any]) -> bool:
         """Write a record about the journal itself. The caller applies what it says afterwards, written or not.
@@ -230,8 +239,11 @@ class Log:
         except OSError as error:
             self.fail(error)
             return "journal"
-        self.writable, self.trouble = True, ""
-        self._backoff.reset()
+        if not self.writable:
+            self.tell(f"the journal {self.shelf.folder} can be written again")
+        self.writable = True
+        if self.durable:
+            self.trouble = ""
         if not self.stretch.sequence_last or self._session_owed:
             self.append_session(self._session.fields)
         self.write_losses()
@@ -264,19 +276,56 @@ class Log:
             self.segment = None
 
     def fail(self, error: OSError) -> None:
-        """The disk refused: leave the segment, and wait a little before the next one."""
+        """The disk refused: leave the segment. The next one may be tried at once, and after more faults with pauses."""
         self.writable = False
         self.report(f"the journal {self.shelf.folder} cannot be written: {error.strerror or error}")
         self.leave_segment()
-        self._retry_at = time.monotonic() + self._backoff.next_seconds()
+        now = time.monotonic()
+        is_first = now > self._failed_at + 2 * RETRY_SECONDS_MAX
+        if is_first:
+            self._backoff.reset()
+        self._failed_at = now
+        self._retry_at = now if is_first else now + self._backoff.next_seconds()
+
+    def fail_sync(self, error: OSError) -> None:
+        """The disk took what was written and does not keep it, or the file is gone: what follows goes into another."""
+        self.durable = False
+        self.report(f"the journal {self.shelf.folder} cannot be made durable: {error.strerror or error}")
+        if isinstance(error, FileNotFoundError):
+            self.leave_segment()
+        self.leave_suspect()
+
+    def leave_suspect(self) -> None:
+        """If a sync of the segment has failed: see, now and then, whether another can be made durable."""
+        is_due = time.monotonic() >= self._left_at + RETRY_SECONDS_MAX
+        if self.segment is not None and self.segment.is_suspect and is_due:
+            self._left_at = time.monotonic()
+            self.leave_segment()
+
+    def synced(self) -> None:
+        """All that is in the segment being written is durable."""
+        if not self.durable:
+            self.durable = True
+            self.tell(f"the journal {self.shelf.folder} is durable again")
 
     def report(self, trouble: str) -> None:
         """Something is wrong, in words for the operator: said for a while, or for as long as it lasts."""
         self.trouble, self.trouble_at = trouble, time.monotonic()
+        self.tell(trouble)
+
+    def tell(self, notice: str) -> None:
+        """Something has changed, or is lost: kept until somebody asks."""
+        self.notices.append(notice)
+
+    def tell_lost(self, lost: Lost) -> None:
+        """Frames are lost, by source and reason."""
+        for source, reasons in lost.items():
+            for reason, count in reasons.items():
+                self.tell(f"frames lost source={source} frames={count} reason={reason}")
 
     def forget_trouble(self) -> None:
         """What was wrong is over: the disk takes what it is given, and nothing was reported for a while."""
-        if self.writable and time.monotonic() > self.trouble_at + TROUBLE_SECONDS:
+        if self.writable and self.durable and time.monotonic() > self.trouble_at + TROUBLE_SECONDS:
             self.trouble = ""
 
     def try_again(self) -> None:
@@ -292,5 +341,7 @@ class Log:
         self._losses_written_at = time.monotonic()
         waiting = self.losses.take()
         while waiting and self._append_event(*waiting[0]):
-            waiting.pop(0)
+            event, _, lost = waiting.pop(0)
+            if event.kind == "gap":
+                self.tell_lost({event.source: lost})
         self.losses.put_back(waiting)

@@ -17,7 +17,7 @@ from ingestd.errors import IngestdError
 from ingestd.journal.ledger import Read, StretchAccount, total_of
 from ingestd.journal.record import Record
 from ingestd.journal.recovery import Segment
-from ingestd.journal.segment import HEADER_BYTES, Damage, read_segment
+from ingestd.journal.segment import HEADER_BYTES, Damage, Replaced, read_segment
 
 if TYPE_CHECKING:
     from ingestd.journal.log import Log
@@ -100,7 +100,8 @@ class StretchReader:
 
     def _note_damage(self, damage: Damage) -> None:
         with self._log.lock:
-            self._log.shelf.note_damage(damage)
+            if self._log.shelf.note_damage(damage):
+                self._log.tell(f"damaged: {damage}")
 
     def _segments(self) -> list[Segment]:
         return list(self._log.shelf.by_stretch.get(self._stretch_id, ()))
@@ -167,9 +168,13 @@ class StretchReader:
             start = self._end if segment.number == self._number else HEADER_BYTES
             self._number, self._end = segment.number, end
             try:
-                self._items = read_segment(segment.path, start, end)
+                self._items = read_segment(segment.path, start, end, header=segment.header)
             except FileNotFoundError:
                 continue  # Removed since; what is missing shows in the next.
+            except Replaced as error:
+                with self._log.lock:
+                    self._log.tell(str(error))
+                continue
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise IngestdError(f"{segment.path} cannot be read now: {error.strerror}") from error

@@ -22,7 +22,7 @@ from ingestd.journal.ledger import StretchAccount
 from ingestd.journal.losses import gap
 from ingestd.journal.record import Kind, Record
 from ingestd.journal.recovery import Segment
-from ingestd.journal.segment import read_segment, segment_name, sync_folder
+from ingestd.journal.segment import Replaced, is_in_place, read_segment, segment_name, sync_folder
 from ingestd.model import Clock
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ class Room:
         log = self._log
         if self._next is not None:
             number, descriptor = self._next
-            if os.fstat(descriptor).st_nlink:
+            if is_in_place(descriptor, log.shelf.folder / segment_name(number)):
                 self._next = None
                 return number, descriptor, False
-            self.close()  # Somebody has deleted it.
+            self.close()  # Somebody has deleted it, or moved it away.
         if is_data and self._is_full:
             return None
         while self._lacking() > 0 and self._remove_acknowledged():
@@ -136,7 +136,11 @@ class Room:
         """Make new and removed names durable, if there are any. Raises OSError."""
         if self._names_changed:
             self._names_changed = False
-            sync_folder(self._log.shelf.folder)
+            try:
+                sync_folder(self._log.shelf.folder)
+            except OSError:
+                self._names_changed = True
+                raise
 
     def _current_number(self) -> int:
         return 0 if self._log.segment is None else self._log.segment.segment.number
@@ -183,8 +187,8 @@ class Room:
     def _measure(self, victim: Segment) -> list[_Piece]:
         """What is in a segment. Reads all of it."""
         try:
-            items = list(read_segment(victim.path))
-        except OSError:
+            items = list(read_segment(victim.path, header=victim.header))
+        except (OSError, Replaced):
             return []
         return [
             _Piece(item.source, item.frames_before + item.frames_count, item.ts_ns, item.last_ns, item.clock)
@@ -229,6 +233,7 @@ class Room:
             }  # fmt: skip
             is_written = log.write_bookkeeping(Kind.REMOVED, value)
             log.ledger.remove(account, through, lost, "budget")
+            log.tell_lost({source: {"budget": count} for source, count in lost.items()})
             log.ledger.removing.add(victim.number)
             for source, (first_ns, last_ns, clock) in spans.items():
                 log.append_event(gap(source, "budget", lost[source], first_ns, last_ns), clock, {})

@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from ingestd.errors import IngestdError
 from ingestd.journal.record import Kind, Origin, Record, any_set, walk
 
 MAGIC = b"INGESTDJ"
-VERSION = 1
+VERSION = 1  # the one that is written
 HEADER_BYTES = 256
 MACHINE_BYTES_MAX = 64
 
@@ -79,23 +80,33 @@ class SegmentHeader:
 
     @classmethod
     def unpack(cls, data: bytes, name: str) -> SegmentHeader:
-        """Raises Unreadable, also for a version that is newer than this program."""
+        """Raises DamagedHeader, and Unreadable for a version that this program has no reader for."""
         if len(data) < HEADER_BYTES or data[:8] != MAGIC:
             raise DamagedHeader(name)
-        (_, checksum, version, machine_bytes, number, stretch, ordinal, boot, session, first, machine) = (
-            _HEADER.unpack_from(data)
-        )
-        if version > VERSION:
+        _, checksum, version, *_ = _HEADER.unpack_from(data)
+        if crc32(data[_CHECKED_FROM:ENDED_AT]) != checksum:  # First of all: a flipped bit makes no other version.
+            raise DamagedHeader(name)
+        if version not in READERS:
             raise Unreadable(
-                f"{name} has format version {version}, this ingestd knows {VERSION}",
-                "the file is kept: a newer ingestd can send it",
+                f"{name} has format version {version}, this ingestd knows {', '.join(map(str, READERS))}",
+                "the file is kept: an ingestd that knows the version can send it",
             )
-        if crc32(data[_CHECKED_FROM:ENDED_AT]) != checksum or machine_bytes > MACHINE_BYTES_MAX:
+        return READERS[version](data, name)
+
+    @classmethod
+    def _unpack_1(cls, data: bytes, name: str) -> SegmentHeader:
+        """Version 1, its checksum being right."""
+        _, _, _, machine_bytes, number, stretch, ordinal, boot, session, first, machine = _HEADER.unpack_from(data)
+        if machine_bytes > MACHINE_BYTES_MAX:
             raise DamagedHeader(name)
         mark, mark_checksum, sequence = _ENDED.unpack_from(data, ENDED_AT)
         ended = mark == _ENDED_MAGIC and crc32(struct.pack("<Q", sequence)) == mark_checksum
         machine_id = machine[:machine_bytes].decode("utf-8", "replace")
         return cls(number, stretch, ordinal, Origin(session, boot), first, machine_id, ended)
+
+
+# One for each version that was ever written. Magic, checksum and version are where they are in all of them.
+READERS: dict[int, Callable[[bytes, str], SegmentHeader]] = {1: SegmentHeader._unpack_1}
 
 
 def pack_ended(sequence_last: int) -> bytes:
@@ -122,10 +133,18 @@ def list_folder(folder: Path) -> tuple[list[Name], list[str]]:
     ours, foreign = [], []
     for entry in os.scandir(folder):
         try:
-            size = entry.stat(follow_symlinks=False).st_size
-        except FileNotFoundError:
-            continue
-        if match := _NAME.fullmatch(entry.name):
+            status = entry.stat()
+        except OSError as error:
+            if entry.is_symlink():
+                status = entry.stat(follow_symlinks=False)
+            elif isinstance(error, FileNotFoundError):
+                continue  # Removed since.
+            else:
+                raise
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # A folder, a pipe that nobody writes to, a link to nowhere.
+            foreign.append(entry.name)
+        elif match := _NAME.fullmatch(entry.name):
             ours.append(Name(Path(entry.path), int(match[2]), bool(match[1]), size))
         elif _ASIDE.fullmatch(entry.name):
             ours.append(Name(Path(entry.path), 0, False, size))
@@ -151,7 +170,10 @@ def read_header(path: Path) -> SegmentHeader | None:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
     match = _NAME.fullmatch(path.name)
     if match is None or int(match[2]) != header.number:
-        raise Unreadable(f"{path.name} is a copy of segment {header.number}", "it is left alone; move it elsewhere")
+        raise Unreadable(
+            f"{path.name} is a copy of segment {header.number}",
+            "it is left alone; give it that name if there is no such file, or move it elsewhere",
+        )
     return header
 
 
@@ -179,15 +201,38 @@ class Damage(NamedTuple):
         return f"{self.path.name} at {self.offset}: {len(self.data)} bytes"
 
 
-def read_segment(path: Path, start: int = HEADER_BYTES, end: int | None = None) -> Iterator[Record | Damage]:
+class Replaced(Unreadable):
+    """In the place of a segment lies another one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} was replaced by another file", "what was in it is lost; the other file is left alone")
+
+
+def read_segment(
+    path: Path, start: int = HEADER_BYTES, end: int | None = None, *, header: SegmentHeader | None = None
+) -> Iterator[Record | Damage]:
     """The records of a segment from `start`, and what lies between them. Raises OSError, at once.
 
-    Without `end` the file is read to where its records end. All of it is in memory while its records are.
+    Without `end` the file is read to where its records end. All of it is in memory while its records are. With
+    `header`, raises Replaced where another segment has taken the place of the one that began so.
     """
     with path.open("rb") as file:
+        if header is not None and _is_another(file.read(HEADER_BYTES), header):
+            raise Replaced(path.name)
         file.seek(start)
         data = file.read() if end is None else file.read(end - start)
     return _items(path, start, data)
+
+
+def _is_another(data: bytes, header: SegmentHeader) -> bool:
+    """Whether these are the first bytes of another segment. Where they are damaged nobody knows, and it is ours."""
+    try:
+        there = SegmentHeader.unpack(data, "")
+    except DamagedHeader:
+        return False
+    except Unreadable:
+        return True
+    return (there.stretch, there.number) != (header.stretch, header.number)
 
 
 def _items(path: Path, start: int, data: bytes) -> Iterator[Record | Damage]:
@@ -214,6 +259,17 @@ def allocate(path: Path, size: int) -> int:
         path.unlink(missing_ok=True)
         raise
     return descriptor
+
+
+def is_in_place(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has its name; where that cannot be seen, whether it has any."""
+    status = os.fstat(descriptor)
+    try:
+        return os.path.samestat(status, path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return status.st_nlink > 0
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:

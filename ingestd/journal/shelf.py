@@ -16,6 +16,7 @@ from ingestd.journal.segment import (
     Damage,
     SegmentHeader,
     allocate,
+    is_in_place,
     list_folder,
     pack_ended,
     segment_name,
@@ -35,6 +36,7 @@ class OpenSegment:
         self.is_reserve = is_reserve  # taken from what bookkeeping has to itself
         self.end = 0
         self.is_dirty = True
+        self.is_suspect = False  # A sync has failed: a later one that succeeds says nothing of what came before.
         self._descriptor = descriptor
 
     @property
@@ -56,10 +58,14 @@ class OpenSegment:
         self.is_dirty = True
 
     def sync(self) -> None:
-        """Make what was written durable; any thread. Raises OSError, also if the file was deleted."""
-        os.fdatasync(self._descriptor)
-        if os.fstat(self._descriptor).st_nlink == 0:
-            raise FileNotFoundError(f"{self.segment.path} was deleted")
+        """Make what was written durable; any thread. Raises OSError, also if the file was deleted or replaced."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError:
+            self.is_suspect = True
+            raise
+        if not is_in_place(self._descriptor, self.segment.path):
+            raise FileNotFoundError(f"{self.segment.path} was deleted or replaced")
 
     def trim(self) -> None:
         """Give back what was allocated and not used; any thread, once nobody appends any more. Raises OSError."""
@@ -169,10 +175,10 @@ class Shelf:
         of_stretch = iter(self.by_stretch.get(segment.header.stretch_id, []))
         return next((each for each in of_stretch if each.number > segment.number), None)
 
-    def note_damage(self, damage: Damage) -> None:
-        """Count damage, once, and keep its bytes as long as there are not too many of them."""
+    def note_damage(self, damage: Damage) -> bool:
+        """Count damage, and keep its bytes as long as there are not too many of them; once: whether it is news."""
         if (damage.path.name, damage.offset) in self._damage_known:
-            return
+            return False
         self._damage_known.add((damage.path.name, damage.offset))
         self.damaged_bytes += len(damage.data)
         number = damage.path.name.partition(".")[0]
@@ -183,9 +189,11 @@ class Shelf:
         if path not in self._others and has_room and kept + len(data) <= min(ASIDE_BYTES_MAX, self.segment_bytes):
             try:
                 path.write_bytes(data)
-            except OSError:
-                return  # It is counted; a disk that is full has no room for what cannot be read.
-            self._others[path] = len(data)
+                self._others[path] = len(data)
+            except OSError:  # It is counted; a disk that is full has no room for what cannot be read.
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+        return True
 
     def reject(self, record: Record, reason: str) -> None:
         """Copy a record to where the rejected ones are, durably. Raises OSError."""

@@ -5,13 +5,8 @@ The disk is a small file system of its own with a tablespace on it, so only this
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -20,34 +15,7 @@ from ingestd.decode.databases import load
 from ingestd.errors import StoreUnavailable
 from ingestd.imports import ImportOptions, import_file
 from ingestd.pipeline import Binding
-from tests.conftest import on_database, psql
-
-
-@pytest.fixture
-def small_database(postgres_server: str, migrated_template: str) -> Iterator[tuple[str, Path]]:
-    """A database with the schema on a file system of 16 MB; its DSN and the mount point."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    data = Path(psql(postgres_server, "SHOW data_directory"))
-    mount = Path(tempfile.mkdtemp(prefix="ingestd-full-", dir="/var/lib"))
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", mount], check=False)
-    if mounted.returncode:
-        mount.rmdir()
-        pytest.skip("this machine does not let us mount a tmpfs")
-    name = f"ingestd_small_{uuid4().hex[:8]}"
-    try:
-        folder = mount / "space"
-        folder.mkdir()
-        mount.chmod(0o755)
-        owner = data.stat()
-        shutil.chown(folder, owner.st_uid, owner.st_gid)
-        psql(postgres_server, f"CREATE TABLESPACE {name} LOCATION '{folder}'")
-        psql(postgres_server, f"CREATE DATABASE {name} TEMPLATE {migrated_template} TABLESPACE {name}")
-        yield on_database(postgres_server, name), mount
-    finally:
-        psql(postgres_server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"DROP TABLESPACE IF EXISTS {name}")
-        subprocess.run(["umount", mount], check=True)
-        mount.rmdir()
+from tests.conftest import psql
 
 
 def make_room(mount: Path) -> None:

@@ -1,4 +1,4 @@
-"""These tests need SocketCAN and the right to add interfaces; tests/integration/test_socketcan.py gives them both."""
+"""These tests need SocketCAN and the right to add interfaces; tests/integration/test_own_kernel.py gives them both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HAS_VCAN = cache(has_vcan)
 @pytest.fixture(autouse=True)
 def _vcan() -> None:
     if not _HAS_VCAN():
-        pytest.skip("no vcan here: tests/integration/test_socketcan.py runs this in a kernel of its own")
+        pytest.skip("no vcan here: tests/integration/test_own_kernel.py runs this in a kernel of its own")
 
 
 @pytest.fixture

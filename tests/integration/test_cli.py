@@ -236,7 +236,7 @@ def test_what_is_not_a_regular_file(migrated: str, tmp_path: Path, capture: Path
 def test_stopped_by_the_keyboard(migrated: str, tmp_path: Path) -> None:
     """Ctrl-C ends with 130 and says that the same command goes on; it does."""
     big = tmp_path / "big.log"
-    frames = demo.write_capture(big, 1800)
+    frames = demo.write_capture(big, 3600)
     command = [sys.executable, "-m", "ingestd", "import", str(big), "--dsn", migrated]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60

@@ -1,230 +1,70 @@
-"""Everything that can happen to the files of a journal, by name, and what survives it.
+"""Everything that can happen to the files of a journal, and what survives it: tests/journal_damages.py, at the journal.
 
-Each case damages a journal of one stretch of several full segments. Afterwards a new process begins; it must start,
-send every frame that can be read, once and in order, and know exactly how many it could not read, of which source.
+After each damage a new process begins; it must start, send every frame that can be read, once and in order, know
+exactly how many it could not read, of which source, and say where.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from ingestd.journal import Journal, Kind, Record
+from ingestd.journal import Journal, Kind
 from ingestd.journal.record import HEADER
 from ingestd.journal.recovery import take_stock
-from ingestd.journal.segment import HEADER_BYTES, read_segment
+from ingestd.journal.segment import READERS, VERSION
+from ingestd.journal.verification import verify
 from ingestd.model import Books, Event
-from tests.journals import CLOCK, SEGMENT_BYTES, frames, kill, numbers_of, open_journal, read_all, send_all
-
-SEGMENTS = 4
-MIDDLE = "00000002.journal"
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A record and where it is."""
-
-    path: Path
-    offset: int
-    record: Record
-
-    def flip(self, offset: int) -> None:
-        """Change one bit of the byte at `offset` of the record."""
-        change(self.path, self.offset + offset, bytes([self.path.read_bytes()[self.offset + offset] ^ 0x10]))
+from tests.journal_damages import (
+    DAMAGES,
+    FOREIGN_SOURCE,
+    MIDDLE,
+    SEGMENTS,
+    Outcome,
+    flipped_byte_in_payload,
+    make,
+    placed,
+    write_version,
+    zeroed_page,
+)
+from tests.journals import CLOCK, frames, kill, numbers_of, open_journal, open_unrecovered, read_all, send_all
 
 
-def change(path: Path, offset: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def make(folder: Path) -> int:
-    """Two sources, several segments; the process is killed. Returns the number of frames of each source."""
-    journal, number = open_journal(folder), 0
-    while len(list(folder.glob("*.journal"))) < SEGMENTS or journal._log.segment.room > SEGMENT_BYTES // 2:  # type: ignore[union-attr]
-        journal.append_frames(frames(number, 20), CLOCK)
-        journal.append_frames(frames(number, 20, "gps", length=33), CLOCK)
-        number += 20
-    kill(journal)
-    return number
-
-
-def placed(path: Path) -> list[Placed]:
-    found, offset = [], HEADER_BYTES
-    for item in read_segment(path):
-        assert isinstance(item, Record)
-        found.append(Placed(path, offset, item))
-        offset += item.size
-    return found
-
-
-def in_middle(folder: Path) -> Placed:
-    """A record of can0 in the middle of a segment in the middle."""
-    of_can0 = [each for each in placed(folder / MIDDLE) if each.record.source == "can0"]
-    return of_can0[len(of_can0) // 2]
-
-
-Lost = dict[str, set[int]]
-
-
-def lost_of(records: list[Record]) -> Lost:
-    return {source: set(numbers_of(records, source)) for source in ("can0", "gps")}
-
-
-def flipped_magic(folder: Path) -> Lost:
-    (target := in_middle(folder)).flip(0)
-    return lost_of([target.record])
-
-
-def flipped_checksum(folder: Path) -> Lost:
-    (target := in_middle(folder)).flip(5)
-    return lost_of([target.record])
-
-
-def flipped_length(folder: Path) -> Lost:
-    (target := in_middle(folder)).flip(10)  # Now it seems to go on for a megabyte.
-    return lost_of([target.record])
-
-
-def flipped_kind(folder: Path) -> Lost:
-    (target := in_middle(folder)).flip(13)
-    return lost_of([target.record])
-
-
-def flipped_frames_before(folder: Path) -> Lost:
-    (target := in_middle(folder)).flip(HEADER.size - 3)
-    return lost_of([target.record])
-
-
-def flipped_name(folder: Path) -> Lost:
-    (target := in_middle(folder)).flip(HEADER.size)
-    return lost_of([target.record])
-
-
-def flipped_payload(folder: Path) -> Lost:
-    (target := in_middle(folder)).flip(target.record.size - 1)
-    return lost_of([target.record])
-
-
-def zeroed_page(folder: Path) -> Lost:
-    """As a file system leaves a page that it lost."""
-    begin, end = 5 * 4096, 6 * 4096
-    hit = [p.record for p in placed(folder / MIDDLE) if p.offset < end and p.offset + p.record.size > begin]
-    change(folder / MIDDLE, begin, bytes(4096))
-    assert len(hit) > 2
-    return lost_of(hit)
-
-
-def overwritten_with_records(folder: Path) -> Lost:
-    """Good records in the wrong place: a stale page of the same file. They are not taken for new ones."""
-    data = (folder / MIDDLE).read_bytes()
-    begin, end = 5 * 4096, 6 * 4096
-    hit = [p.record for p in placed(folder / MIDDLE) if p.offset < end and p.offset + p.record.size > begin]
-    change(folder / MIDDLE, begin, data[4096 : 2 * 4096])
-    return lost_of(hit)
-
-
-def truncated_segment(folder: Path) -> Lost:
-    hit = [p.record for p in placed(folder / MIDDLE) if p.offset + p.record.size > SEGMENT_BYTES // 2]
-    os.truncate(folder / MIDDLE, SEGMENT_BYTES // 2)
-    return lost_of(hit)
-
-
-def missing_segment_in_the_middle(folder: Path) -> Lost:
-    hit = [p.record for p in placed(folder / MIDDLE)]
-    (folder / MIDDLE).unlink()
-    return lost_of(hit)
-
-
-def missing_first_segments(folder: Path) -> Lost:
-    hit = [p.record for name in ("00000001.journal", MIDDLE) for p in placed(folder / name)]
-    for name in ("00000001.journal", MIDDLE):
-        (folder / name).unlink()
-    return lost_of(hit)
-
-
-def damaged_header(folder: Path) -> Lost:
-    """The STATE behind it says everything that it said."""
-    change(folder / MIDDLE, 0, bytes(HEADER_BYTES))
-    return {}
-
-
-def damaged_first_page(folder: Path) -> Lost:
-    """Without header and STATE nobody knows whose records these are: the file is left alone."""
-    hit = [p.record for p in placed(folder / MIDDLE)]
-    change(folder / MIDDLE, 0, b"\xff" * 4096)
-    return lost_of(hit)
-
-
-def newer_version(folder: Path) -> Lost:
-    """A file for a newer ingestd is left to it, and said to be one."""
-    hit = [p.record for p in placed(folder / MIDDLE)]
-    change(folder / MIDDLE, 12, b"\x02")
-    return lost_of(hit)
-
-
-def duplicated_segment(folder: Path) -> Lost:
-    """A copy under another number is not sent a second time."""
-    shutil.copy(folder / MIDDLE, folder / "00000099.journal")
-    return {}
-
-
-def foreign_segment(folder: Path) -> Lost:
-    """A segment of another journal under a number of ours, and files that are none at all."""
-    other = open_journal(folder.parent / "other")
-    other.append_frames(frames(0, 100), CLOCK)
-    kill(other)
-    shutil.copy(folder.parent / "other" / "00000001.journal", folder / "00000050.journal")
-    (folder / "notes.txt").write_text("do not touch")
-    (folder / "00000051.journal").write_bytes(b"")
-    (folder / "00000052.journal").write_text("not one of ours")
-    return {}
-
-
-def newest_state_is_damaged(folder: Path) -> Lost:
-    """The one before it, and what followed, says the same."""
-    newest = max(folder.glob("*.journal"))
-    state = next(each for each in placed(newest) if each.record.kind is Kind.STATE)
-    state.flip(HEADER.size + 5)
-    return {}
-
-
-def every_state_is_damaged(folder: Path) -> Lost:
-    """Then all of the records say it."""
-    for path in folder.glob("*.journal"):
-        for each in placed(path):
-            if each.record.kind is Kind.STATE:
-                each.flip(HEADER.size + 5)
-    return {}
-
-
-CASES: list[Callable[[Path], Lost]] = [
-    flipped_magic, flipped_checksum, flipped_length, flipped_kind, flipped_frames_before, flipped_name,
-    flipped_payload, zeroed_page, overwritten_with_records, truncated_segment, missing_segment_in_the_middle,
-    missing_first_segments, damaged_header, damaged_first_page, newer_version, duplicated_segment, foreign_segment,
-    newest_state_is_damaged, every_state_is_damaged,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", CASES, ids=lambda damage: damage.__name__)
-def test_damage(tmp_path: Path, damage: Callable[[Path], Lost]) -> None:
-    """What can be read is sent, what cannot is counted to the frame, and recording goes on."""
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damage(tmp_path: Path, damage: Callable[[Path], Outcome]) -> None:
+    """What can be read is sent, what cannot is counted to the frame and said, and recording goes on."""
     folder = tmp_path / "journal"
     count = make(folder)
-    lost = damage(folder)
-    journal = open_journal(folder)
+    outcome = damage(folder)
+    found = verify(folder)
+    assert outcome.found is None or outcome.found in [(each.file, each.offset) for each in found.findings]
+    assert sum((each.frames_lost for each in found.findings), Counter()) == +Counter(
+        {source: len(gone) for source, gone in outcome.lost.items()}
+    )
+    journal = open_unrecovered(folder)
+    said = journal.recover().warnings
     sent = send_all(journal)
+    said += journal.notices()
     for source in ("can0", "gps"):
-        gone = lost.get(source, set())
-        assert numbers_of(sent, source) == [number for number in range(count) if number not in gone]
-        dropped = {"damage": len(gone)} if gone else {}
-        assert journal.books()[source] == Books(count, count - len(gone), 0, 0, dropped)
+        lost, untold = outcome.lost.get(source, set()), outcome.untold.get(source, set())
+        assert numbers_of(sent, source) == [number for number in range(count) if number not in lost | untold]
+        dropped = {"damage": len(lost)} if lost else {}
+        received = count - len(untold)
+        assert journal.books()[source] == Books(received, received - len(lost), 0, 0, dropped)
+        if lost:
+            assert f"frames lost source={source} frames={len(lost)} reason=damage" in told_in_all(said, source)
+    assert numbers_of(sent, FOREIGN_SOURCE) == list(range(outcome.gained))
+    for text in outcome.says:
+        assert text in "\n".join(said)
+    assert outcome.says or not said
+    assert len(list(folder.glob("damaged-*"))) == outcome.aside
+    assert all((folder / name).exists() or (folder / name).is_symlink() for name in outcome.kept)
     journal.append_frames(frames(count, 5), CLOCK)
     assert numbers_of(send_all(journal)) == list(range(count, count + 5))
     books = journal.books()
@@ -232,8 +72,28 @@ def test_damage(tmp_path: Path, damage: Callable[[Path], Lost]) -> None:
     assert open_journal(folder).books() == books
 
 
-@pytest.mark.parametrize("damage", [flipped_payload, zeroed_page], ids=lambda damage: damage.__name__)
-def test_damaged_bytes_are_kept(tmp_path: Path, damage: Callable[[Path], Lost]) -> None:
+def told_in_all(said: Sequence[str], source: str) -> list[str]:
+    """What was said to be lost of a source, added up by reason."""
+    total: Counter[str] = Counter()
+    for text in said:
+        if match := re.fullmatch(rf"frames lost source={source} frames=(\d+) reason=(\w+)", text):
+            total[match[2]] += int(match[1])
+    return [f"frames lost source={source} frames={count} reason={reason}" for reason, count in total.items()]
+
+
+def test_an_older_format_is_read_by_its_own_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that has an entry in the table of readers is sent like one of today's; that is all it takes."""
+    count = make(tmp_path)
+    for path in tmp_path.glob("*.journal"):
+        write_version(path, 0)
+    monkeypatch.setitem(READERS, 0, READERS[VERSION])
+    journal = open_journal(tmp_path)
+    assert numbers_of(send_all(journal)) == list(range(count))
+    assert journal.books()["gps"] == Books(count, count, 0, 0)
+
+
+@pytest.mark.parametrize("damage", [flipped_byte_in_payload, zeroed_page], ids=lambda damage: damage.__name__)
+def test_damaged_bytes_are_kept(tmp_path: Path, damage: Callable[[Path], Outcome]) -> None:
     """An operator can look at what could not be read, also after its segment is gone."""
     make(tmp_path)
     damage(tmp_path)

@@ -146,9 +146,8 @@ def test_the_folder_is_deleted(tmp_path: Path) -> None:
     journal.sync()
     assert not journal.writable
     assert "deleted" in journal.trouble
-    journal.append_frames(frames(20, 5), CLOCK)
-    assert journal.books()["can0"] == Books(25, 0, 20, 0, {"journal": 5})
-    journal._log._retry_at = 0.0
+    journal.append_frames(frames(20, 5), CLOCK)  # Into a new file in a new folder.
+    assert journal.books()["can0"] == Books(25, 0, 25, 0)
     journal.sync()
     assert journal.writable
     assert "00000001.journal could not be synced" in journal.trouble  # That is said for a while.
@@ -162,9 +161,96 @@ def test_the_folder_is_deleted(tmp_path: Path) -> None:
     kill(journal)
 
     journal = open_journal(folder)
-    assert journal.books()["can0"] == Books(35, 0, 30, 0, {"journal": 5})
-    assert numbers_of(send_all(journal)) == list(range(25, 35))
-    assert journal.books()["can0"] == Books(35, 10, 0, 0, {"journal": 5, "damage": 20})
+    assert journal.books()["can0"] == Books(35, 0, 35, 0)
+    assert numbers_of(send_all(journal)) == list(range(20, 35))
+    assert journal.books()["can0"] == Books(35, 15, 0, 0, {"damage": 20})
+
+
+def test_the_folder_is_moved_away(tmp_path: Path) -> None:
+    """What was open goes on to be written for a moment; with the next sync the journal is where it was, and held."""
+    folder, elsewhere = tmp_path / "journal", tmp_path / "elsewhere"
+    journal = open_journal(folder)
+    journal.append_frames(frames(0, 10), CLOCK)
+    journal.sync()
+    folder.rename(elsewhere)
+    journal.append_frames(frames(10, 10), CLOCK)
+    journal.sync()
+    assert "deleted or replaced" in journal.trouble
+    journal.append_frames(frames(20, 10), CLOCK)
+    journal.sync()
+    assert journal.writable
+    assert holder_of(folder) is not None
+    assert holder_of(elsewhere) is None
+    assert numbers_of(send_all(journal)) == list(range(20, 30))
+    assert journal.books()["can0"] == Books(30, 10, 0, 0, {"damage": 20})
+    kill(journal)
+    assert numbers_of(send_all(open_journal(elsewhere))) == list(range(20))
+
+
+def test_another_segment_in_the_place_of_one(tmp_path: Path) -> None:
+    """Records of another journal are not taken for ours, although their numbers follow; what they replaced is lost."""
+    other = open_journal(tmp_path / "other")
+    journal = open_journal(tmp_path / "journal")
+    for first in range(0, 5000, 10):
+        journal.append_frames(frames(first, 10), CLOCK)
+        other.append_frames(frames(first + 50_000, 10), CLOCK)
+    reader = journal.reader(journal.stretches()[0].id, 0)
+    sent = reader.read(10_000).records
+    kill(other)
+    for name in ("00000001.journal", "00000002.journal"):
+        (tmp_path / "other" / name).rename(tmp_path / "journal" / name)
+    while records := (result := reader.read(10_000)).records:
+        assert not result.lost or result.lost["can0"]["damage"] > 0
+        sent += records
+    numbers = numbers_of(sent)
+    assert numbers == sorted(numbers)
+    assert 0 < len(numbers) < 5000 == numbers[-1] + 1
+    assert "00000002.journal was replaced by another file" in "\n".join(journal.notices())
+    kill(journal)
+
+
+def test_a_fault_that_passes_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one segment cannot be written another can: the frames go there."""
+    journal = open_journal(tmp_path)
+    faulty, pwrite = [True], os.pwrite
+
+    def fails_once(descriptor: int, data: bytes, offset: int) -> int:
+        if faulty.pop() if faulty else False:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(descriptor, data, offset)
+
+    journal.append_frames(frames(0, 10), CLOCK)
+    monkeypatch.setattr(os, "pwrite", fails_once)
+    journal.append_frames(frames(10, 10), CLOCK)
+    assert not faulty
+    assert journal.writable
+    assert [notice.rpartition(" ")[0] for notice in journal.notices()] == [
+        f"the journal {tmp_path} cannot be written: Input/output",
+        f"the journal {tmp_path} can be written",
+    ]
+    assert numbers_of(send_all(journal)) == list(range(20))
+    assert journal.books()["can0"] == Books(20, 20, 0, 0)
+
+
+def test_a_disk_that_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as only syncing fails every frame is accepted and can be sent, without a segment for each attempt."""
+    journal = open_journal(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail(errno.EIO))
+        for first in range(0, 500, 10):
+            journal.append_frames(frames(first, 10), CLOCK)
+            journal.sync()
+            assert not journal.writable
+    assert "cannot be made durable" in journal.trouble
+    assert journal._shelf.number_last <= 4
+    journal.sync()
+    assert not journal.writable  # The segment had a fault: who knows what of it is there.
+    journal._log._left_at -= 10.0
+    journal.sync()
+    assert journal.writable
+    assert "durable again" in journal.notices()[-1]
+    assert numbers_of(send_all(journal)) == list(range(500))
+    assert journal.books()["can0"] == Books(500, 500, 0, 0)
 
 
 def test_the_lock_is_deleted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""tests/can_bus where there are CAN buses: in a user-mode kernel, which is booted once for all of them."""
+"""What needs a kernel of its own, in a user-mode one: tests/can_bus for CAN buses, tests/disk for disks that fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_MAX = 480
 
 def without_harness(reason: str) -> None:
     if has_vcan():
-        pytest.skip("tests/can_bus runs directly here, but for what needs a machine of its own")
+        pytest.skip("tests/can_bus runs directly here; the rest needs a machine of its own")
     if os.environ.get("CI"):
         pytest.fail(f"with_can: {reason}")
     pytest.skip(reason)
@@ -26,14 +26,14 @@ def without_harness(reason: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS_MAX + 60)
-@pytest.mark.timeout(SECONDS_MAX + 60)
-def test_socketcan_in_a_kernel_of_its_own() -> None:
-    """Every test below tests/can_bus passes there, and none is skipped."""
+@pytest.mark.parametrize("folder", ["tests/can_bus", "tests/disk"])
+def test_in_a_kernel_of_its_own(folder: str) -> None:
+    """Every test below the folder passes there, and none is skipped."""
     check = subprocess.run([WITH_CAN, "--check"], capture_output=True, text=True, timeout=SECONDS_MAX)
     if check.returncode:
         without_harness(check.stderr.strip() or check.stdout.strip())
     command = [WITH_CAN, "--seconds", str(SECONDS_MAX), "--"]
-    command += [sys.executable, "-m", "pytest", "-sv", "--color=no", "-p", "no:cacheprovider", "tests/can_bus"]
+    command += [sys.executable, "-m", "pytest", "-sv", "--color=no", "-p", "no:cacheprovider", folder]
     run = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS_MAX + 20
     )
