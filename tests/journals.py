@@ -79,9 +79,9 @@ def read_all(journal: Journal, stretch_id: str, after: int = 0) -> tuple[list[Re
     return records, lost
 
 
-def send_all(journal: Journal) -> list[Record]:
-    """Read and acknowledge everything there is, as if the database took it."""
-    sent = []
+def send_all(journal: Journal, sent: list[Record] | None = None) -> list[Record]:
+    """Read and acknowledge everything there is, as if the database took it; added to what was `sent` before."""
+    sent = [] if sent is None else sent
     for stretch in journal.stretches():
         reader, position = journal.reader(stretch.id, stretch.acknowledged), stretch.acknowledged
         while (result := reader.read(10_000)).records:

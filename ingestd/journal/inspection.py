@@ -20,7 +20,16 @@ from ingestd.journal.holder import LOCK_NAME, holder_of
 from ingestd.journal.ledger import StretchAccount
 from ingestd.journal.record import RECORD_BYTES_MAX, Kind, Record
 from ingestd.journal.recovery import Segment, Stock, take_stock
-from ingestd.journal.segment import HEADER_BYTES, Damage, Name, Unreadable, list_folder, read_header, read_segment
+from ingestd.journal.segment import (
+    HEADER_BYTES,
+    Damage,
+    Name,
+    Unreadable,
+    ignore,
+    list_folder,
+    read_header,
+    read_segment,
+)
 from ingestd.model import Books, Clock
 
 LOOKS_MAX = 5  # A daemon that deletes segments faster than that is looked at as it is.
@@ -117,7 +126,7 @@ def settled_items(path: Path) -> list[Record | Damage]:
     """
     places: list[tuple[int, int]] = []
     for _ in range(LOOKS_MAX):
-        items = list(read_segment(path))
+        items = list(read_segment(path, on_refusal=ignore))
         before, places = places, [(item.offset, len(item.data)) for item in items if isinstance(item, Damage)]
         if not places or places == before:
             break

@@ -3,14 +3,19 @@
 Every record is verified again. What is missing shows in the records that follow: each says how many frames of its
 source the stretch held before it. The difference is exactly what was lost, whatever became of the bytes.
 
+What the disk refuses to read it may give when it is asked again: it is asked for `REFUSED_SECONDS`, and only then is it
+damage, as far as the blocks go that it still refuses.
+
 Limits: a reader keeps at most one segment in memory. It is for one thread at a time, and one stretch has one reader.
 """
 
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from ingestd.errors import IngestdError
@@ -21,6 +26,8 @@ from ingestd.journal.segment import HEADER_BYTES, Damage, Replaced, read_segment
 
 if TYPE_CHECKING:
     from ingestd.journal.log import Log
+
+REFUSED_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -168,16 +175,35 @@ class StretchReader:
             start = self._end if segment.number == self._number else HEADER_BYTES
             self._number, self._end = segment.number, end
             try:
-                self._items = read_segment(segment.path, start, end, header=segment.header)
+                self._items = self._read(segment, start, end)
             except FileNotFoundError:
                 continue  # Removed since; what is missing shows in the next.
             except Replaced as error:
-                with self._log.lock:
-                    self._log.tell(str(error))
-                continue
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise IngestdError(f"{segment.path} cannot be read now: {error.strerror}") from error
+                self._tell(str(error))
                 continue
             return True
         return False
+
+    def _read(self, segment: Segment, start: int, end: int) -> Iterator[Record | Damage]:
+        """The records in a part of a segment. Raises FileNotFoundError, Replaced, and IngestdError for "try again"."""
+        name, now = segment.path.name, time.monotonic()
+        # A disk that takes no writes either is all away, and may come back with all that is on it.
+        is_lasting = now >= segment.refused_at + REFUSED_SECONDS and self._log.writable
+        on_refusal = (lambda said: self._tell(f"{name} can be read in part: {said}")) if is_lasting else None
+        try:
+            items = read_segment(segment.path, start, end, header=segment.header, on_refusal=on_refusal)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if is_lasting and error.errno == errno.EIO:
+                self._tell(f"{name} cannot be read: {error.strerror}")
+                return iter(())
+            segment.refused_at = min(segment.refused_at, now)
+            raise IngestdError(f"{segment.path} cannot be read now: {error.strerror}") from error
+        if not is_lasting:
+            segment.refused_at = inf
+        return items
+
+    def _tell(self, notice: str) -> None:
+        with self._log.lock:
+            self._log.tell(notice)

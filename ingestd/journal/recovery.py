@@ -7,6 +7,7 @@ segment, however large the journal. Headers are read of all. Damage is noted and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from ingestd.journal.ledger import Ledger, StretchAccount
@@ -24,12 +25,16 @@ from ingestd.journal.segment import (
 
 @dataclass(slots=True)
 class Segment:
-    """A segment in the folder. `end` is where its records end, if that is known better than from its size."""
+    """A segment in the folder. `end` is where its records end, if that is known better than from its size.
+
+    `refused_at`: since when the disk has refused to read it, by time.monotonic.
+    """
 
     path: Path
     header: SegmentHeader
     bytes: int
     end: int | None = None
+    refused_at: float = inf
 
     @property
     def number(self) -> int:
@@ -115,12 +120,15 @@ def _newest_state(stock: Stock) -> tuple[int, int | None]:
 
 
 def _items(stock: Stock, segment: Segment) -> list[Record | Damage] | None:
-    try:
-        return list(read_segment(segment.path))
-    except OSError as error:
-        warning = f"{segment.path.name} cannot be read: {error.strerror}"
+    def warn(warning: str) -> None:
         if warning not in stock.warnings:
             stock.warnings.append(warning)
+
+    name = segment.path.name
+    try:
+        return list(read_segment(segment.path, on_refusal=lambda said: warn(f"{name} can be read in part: {said}")))
+    except OSError as error:
+        warn(f"{name} cannot be read: {error.strerror}")
         return None
 
 

@@ -22,7 +22,7 @@ from ingestd.journal.ledger import StretchAccount
 from ingestd.journal.losses import gap
 from ingestd.journal.record import Kind, Record
 from ingestd.journal.recovery import Segment
-from ingestd.journal.segment import Replaced, is_in_place, read_segment, segment_name, sync_folder
+from ingestd.journal.segment import Replaced, ignore, is_in_place, read_segment, segment_name, sync_folder
 from ingestd.model import Clock
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Room:
     def _measure(self, victim: Segment) -> list[_Piece]:
         """What is in a segment. Reads all of it."""
         try:
-            items = list(read_segment(victim.path, header=victim.header))
+            items = list(read_segment(victim.path, header=victim.header, on_refusal=ignore))
         except (OSError, Replaced):
             return []
         return [

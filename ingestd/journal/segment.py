@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
 from ingestd.errors import IngestdError
@@ -27,6 +27,8 @@ MAGIC = b"INGESTDJ"
 VERSION = 1  # the one that is written
 HEADER_BYTES = 256
 MACHINE_BYTES_MAX = 64
+BLOCK_BYTES = 4096  # in which a disk is asked that refuses to give all at once
+REFUSED = b"\xff"  # stands for each byte that it does not give: never a record, and not the zeros behind the last one
 
 # magic, CRC-32 of the rest up to ENDED_AT, version, bytes of the machine id,
 # segment, stretch id, ordinal in the stretch, boot id, session id, first sequence, machine id
@@ -135,14 +137,11 @@ def list_folder(folder: Path) -> tuple[list[Name], list[str]]:
         try:
             status = entry.stat()
         except OSError as error:
-            if entry.is_symlink():
-                status = entry.stat(follow_symlinks=False)
-            elif isinstance(error, FileNotFoundError):
-                continue  # Removed since.
-            else:
-                raise
+            if not isinstance(error, FileNotFoundError) or entry.is_symlink():
+                foreign.append(entry.name)  # A link to nowhere, or the file system does not know any more what it is.
+            continue  # Else it was removed since.
         size = status.st_size
-        if not stat.S_ISREG(status.st_mode):  # A folder, a pipe that nobody writes to, a link to nowhere.
+        if not stat.S_ISREG(status.st_mode):  # A folder, a pipe that nobody writes to.
             foreign.append(entry.name)
         elif match := _NAME.fullmatch(entry.name):
             ours.append(Name(Path(entry.path), int(match[2]), bool(match[1]), size))
@@ -158,14 +157,13 @@ def read_header(path: Path) -> SegmentHeader | None:
     try:
         with path.open("rb") as file:
             data = file.read(HEADER_BYTES)
-            if any_set(data):
-                header = SegmentHeader.unpack(data, path.name)
-            elif any_set(file.read()):
-                raise DamagedHeader(path.name)
-            else:
-                return None
-    except DamagedHeader:
-        header = _rebuild(path)
+            is_used = any_set(data) or any_set(file.read())
+        if not is_used:
+            return None
+        try:
+            header = SegmentHeader.unpack(data, path.name)
+        except DamagedHeader:
+            header = _rebuild(path)
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
     match = _NAME.fullmatch(path.name)
@@ -179,7 +177,7 @@ def read_header(path: Path) -> SegmentHeader | None:
 
 def _rebuild(path: Path) -> SegmentHeader:
     """The header as the STATE record behind it repeats it. Raises DamagedHeader, OSError."""
-    for item in read_segment(path):
+    for item in read_segment(path, on_refusal=ignore):
         if isinstance(item, Record) and item.kind is Kind.STATE and "segment" in (state := item.json()):
             says = state["segment"]
             stretch = bytes.fromhex(says["stretch"])
@@ -208,20 +206,58 @@ class Replaced(Unreadable):
         super().__init__(f"{name} was replaced by another file", "what was in it is lost; the other file is left alone")
 
 
+def ignore(_: str) -> None:
+    """For `on_refusal`: nobody is to know."""
+
+
 def read_segment(
-    path: Path, start: int = HEADER_BYTES, end: int | None = None, *, header: SegmentHeader | None = None
+    path: Path,
+    start: int = HEADER_BYTES,
+    end: int | None = None,
+    *,
+    header: SegmentHeader | None = None,
+    on_refusal: Callable[[str], None] | None = None,
 ) -> Iterator[Record | Damage]:
     """The records of a segment from `start`, and what lies between them. Raises OSError, at once.
 
     Without `end` the file is read to where its records end. All of it is in memory while its records are. With
-    `header`, raises Replaced where another segment has taken the place of the one that began so.
+    `header`, raises Replaced where another segment has taken the place of the one that began so. With `on_refusal`,
+    blocks that the disk cannot read are damage like any other, and it is called with what the disk says.
     """
     with path.open("rb") as file:
-        if header is not None and _is_another(file.read(HEADER_BYTES), header):
+        if header is not None and _is_another(_read(file, 0, HEADER_BYTES, on_refusal), header):
             raise Replaced(path.name)
-        file.seek(start)
-        data = file.read() if end is None else file.read(end - start)
+        data = _read(file, start, end, on_refusal)
     return _items(path, start, data)
+
+
+def _read(file: BinaryIO, start: int, end: int | None, on_refusal: Callable[[str], None] | None) -> bytes:
+    try:
+        file.seek(start)
+        return file.read() if end is None else file.read(end - start)
+    except OSError as error:
+        if error.errno != errno.EIO or on_refusal is None:
+            raise
+        on_refusal(error.strerror or str(error))
+    size = os.fstat(file.fileno()).st_size
+    return _read_around(file.fileno(), start, size if end is None else min(end, size))
+
+
+def _read_around(descriptor: int, start: int, end: int) -> bytes:
+    """The bytes that the disk gives, and REFUSED for those of the blocks that it does not. Raises OSError."""
+    data = bytearray()
+    while (at := start + len(data)) < end:
+        size = min(BLOCK_BYTES - at % BLOCK_BYTES, end - at)
+        try:
+            block = os.pread(descriptor, size, at)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            block = REFUSED * size
+        if not block:
+            break  # It was cut meanwhile.
+        data += block
+    return bytes(data)
 
 
 def _is_another(data: bytes, header: SegmentHeader) -> bool:

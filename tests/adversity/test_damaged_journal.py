@@ -1,7 +1,7 @@
 """Every damage of tests/journal_damages.py down to SQL: what survives is stored exactly once, what does not is counted.
 
-Sending is done in this process, by the daemon's own parts, with a database for all of them; a few damages, and those
-that come together, are met by a real daemon, which goes on recording.
+Each is met by a daemon in this process, with a database for all of them; a few, and those that come together, by one in
+a process of its own with a device that talks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 
 from ingestd.clock import boot_id
+from ingestd.config import Batch, Config, Database
+from ingestd.config import Journal as JournalConfig
+from ingestd.daemon.service import Daemon
 from ingestd.delivery.sending import Delivery
 from ingestd.journal import Journal, Kind
 from ingestd.journal.record import HEADER
@@ -91,26 +94,48 @@ def gaps(dsn: str) -> Counter[str]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_what_survives_is_in_sql(tmp_path: Path, emptied: str, damage: Callable[[Path], Outcome]) -> None:
-    """Frame by frame, once; the books and the gap events in SQL say how many of which source are missing."""
+def test_a_daemon_sends_what_survives(
+    tmp_path: Path, emptied: str, damage: Callable[[Path], Outcome], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It starts, records on, and stores what survives, once; books, gap events in SQL and the log say what does not."""
     folder = tmp_path / "journal"
-    count = make(folder)
+    count = make(folder, machine_id=machine_id(), boot_id=boot_id())
     outcome = damage(folder)
-    journal = open_journal(folder)
-    journal.append_frames(frames(count, 5), CLOCK)
-    journal.append_frames(frames(count, 5, "gps", length=33), CLOCK)
-    deliver(journal, emptied)
-    deliver(journal, emptied)  # What was found missing at the end of a stretch is told by an event, which is sent, too.
+    expected = {}
+    for source in ("can0", "gps"):
+        lost = len(outcome.lost.get(source, ()))
+        received = count + 5 - len(outcome.untold.get(source, ()))
+        expected[source] = Books(received, received - lost, 0, 0, {"damage": lost} if lost else {})
+    if outcome.gained:
+        expected[FOREIGN_SOURCE] = Books(outcome.gained, outcome.gained, 0, 0)
+    with caplog.at_level("INFO"):
+        assert asyncio.run(records_on(folder, emptied, count, expected)) == expected
     found = in_sql(emptied)
     for source in ("can0", "gps"):
-        lost, untold = outcome.lost.get(source, set()), outcome.untold.get(source, set())
-        assert found[source] == once(count + 5, lost | untold)
-        received = count + 5 - len(untold)
-        dropped = {"damage": len(lost)} if lost else {}
-        assert journal.books()[source] == Books(received, received - len(lost), 0, 0, dropped)
+        gone = outcome.lost.get(source, set()) | outcome.untold.get(source, set())
+        assert found[source] == once(count + 5, gone)
     assert found.get(FOREIGN_SOURCE, Counter()) == once(outcome.gained, set())
     assert gaps(emptied) == +Counter({source: len(lost) for source, lost in outcome.lost.items()})
-    kill(journal)
+    for text in outcome.says:
+        assert text in caplog.text
+    assert caplog.text.count("balanced=True") == len(expected)
+    assert not [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")]
+    assert len(list(folder.glob("damaged-*"))) == outcome.aside
+    assert all((folder / name).exists() or (folder / name).is_symlink() for name in outcome.kept)
+
+
+async def records_on(folder: Path, dsn: str, count: int, expected: dict[str, Books]) -> dict[str, Books]:
+    """Run a daemon on the journal: it records five frames more of each source, and has sent all. Its books."""
+    config = Config(database=Database(dsn=dsn), journal=JournalConfig(path=folder), batch=Batch(interval_seconds=0.01))
+    daemon = Daemon(config, [])
+    running = asyncio.create_task(daemon.run())
+    daemon.recording.frames(frames(count, 5), CLOCK)
+    daemon.recording.frames(frames(count, 5, "gps", length=33), CLOCK)
+    await asyncio.to_thread(wait_until, lambda: daemon.recovered and daemon.books() == expected, "books", SECONDS_MAX)
+    daemon.stop()
+    await running
+    assert daemon.exit_code == 0
+    return dict(daemon.books())
 
 
 @pytest.mark.parametrize("kind", [Kind.SETTLE, Kind.STATE], ids=lambda kind: kind.name)

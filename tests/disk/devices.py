@@ -34,9 +34,9 @@ _VERSION = 4, 0, 0
 _TARGET_MSG = 3 << 30 | _HEADER.size << 16 | 0xFD << 8 | 14  # _IOWR(DM_IOCTL, DM_TARGET_MSG_CMD, struct dm_ioctl)
 
 
-def run(*command: str | Path) -> str:
+def run(*command: str | Path, given: str = "") -> str:
     """Run a command that must succeed, and return what it prints."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(list(map(str, command)), input=given, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stderr}"
     return done.stdout
 
@@ -51,20 +51,20 @@ def load_modules() -> None:
 
 
 class Mapped:
-    """A device of the device mapper, as large as a disk: `target` is its kind and arguments."""
+    """A device of the device mapper, as large as a disk. `target` is its kind and arguments, or a table of several."""
 
     def __init__(self, name: str, target: str) -> None:
         self._name = name
-        run("dmsetup", "create", name, "--noudevsync", "--table", self._table(target))
+        run("dmsetup", "create", name, "--noudevsync", given=self._table(target))
         minor = run("dmsetup", "info", "-c", "--noheadings", "-o", "minor", name).strip()
         self.path = Path(f"/dev/dm-{minor}")
 
     def _table(self, target: str) -> str:
-        return f"0 {DISK_BYTES // SECTOR_BYTES} {target}"
+        return target if target[0].isdigit() else f"0 {DISK_BYTES // SECTOR_BYTES} {target}"
 
     def become(self, target: str) -> None:
         """Be another target from now on, without waiting for what a file system has not yet written."""
-        run("dmsetup", "load", self._name, "--table", self._table(target))
+        run("dmsetup", "load", self._name, given=self._table(target))
         run("dmsetup", "suspend", "--noflush", "--nolockfs", self._name)
         run("dmsetup", "resume", "--noudevsync", self._name)
 

@@ -200,7 +200,7 @@ def test_recovery_reads_one_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     opened: list[str] = []
     monkeypatch.setattr(
         "ingestd.journal.recovery.read_segment",
-        lambda path: (opened.append(path.name), read_segment(path))[1],
+        lambda path, **more: (opened.append(path.name), read_segment(path, **more))[1],
     )
     journal = open_journal(tmp_path)
     assert journal.books() == books

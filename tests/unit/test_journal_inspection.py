@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,9 +306,9 @@ def test_a_write_under_way_is_not_taken_for_damage(ended: Path, monkeypatch: pyt
     path, readings = segments(ended)[0], iter([True, False])
     original = read_segment
 
-    def late(path: Path, *more: int) -> object:
+    def late(path: Path, **more: Any) -> object:
         hole = Damage(path, HEADER_BYTES, b"\0\0", False)
-        return iter([*([hole] if next(readings, False) else []), *original(path, *more)])
+        return iter([*([hole] if next(readings, False) else []), *original(path, **more)])
 
     monkeypatch.setattr(inspection, "read_segment", late)
     assert not any(isinstance(item, Damage) for item in settled_items(path))

@@ -295,7 +295,7 @@ def test_what_cannot_be_read_now_is_read_later(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_segment_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its frames are counted as damage, and reading goes on behind it."""
+    """It is asked again for a while; then its frames are counted as damage, and reading goes on behind it."""
     journal = open_journal(tmp_path)
     while journal._shelf.number_last < 4:
         journal.append_frames(frames(journal._log.stretch.journalled["can0"], 100), CLOCK)
@@ -308,10 +308,16 @@ def test_a_segment_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "open", broken)
     count = journal.books()["can0"].received
-    sent = numbers_of(send_all(journal))
-    lost = count - len(sent)
+    for _ in range(2):
+        with pytest.raises(IngestdError, match=r"00000002\.journal cannot be read now: Input/output error"):
+            send_all(journal)
+    assert journal.books()["can0"].pending == count - journal.books()["can0"].committed
+    monkeypatch.setattr("ingestd.journal.reader.REFUSED_SECONDS", 0.0)
+    sent_before = journal.books()["can0"].committed
+    lost = count - sent_before - len(numbers_of(send_all(journal)))
     assert lost > 0
-    assert journal.books()["can0"] == Books(count, len(sent), 0, 0, {"damage": lost})
+    assert "00000002.journal cannot be read: Input/output error" in journal.notices()
+    assert journal.books()["can0"] == Books(count, count - lost, 0, 0, {"damage": lost})
 
 
 @pytest.mark.parametrize("bytes_max", [0, 1])
