@@ -676,6 +676,14 @@ def test_what_python_can_has_to_say_of_lines_is_not_logged(write: Write, caplog:
     assert not caplog.records
 
 
+def test_what_asammdf_prints_is_not_seen(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a damaged file our error tells; its traceback would be taken for one of ours."""
+    content = b"UnFinMF 4.10    asammdf " + bytes(36) + b"\xff\xff\0\0" + bytes(4000)
+    with pytest.raises(CaptureError, match="damaged or not an MF4 file"):
+        open_capture(write("a.mf4", content))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_requests_to_transmit_are_no_frames(write: Write) -> None:
     """TxRq is the frame before it is sent: skipped in ASC and BLF, and no damage."""
     requests = "   2.5 1  123  TxRq  d 1 11\n   2.6 CANFD   3 TxRq   4EE   1 0 1 1 11\n"
