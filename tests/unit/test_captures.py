@@ -676,9 +676,10 @@ def test_what_python_can_has_to_say_of_lines_is_not_logged(write: Write, caplog:
     assert not caplog.records
 
 
+@needs_data
 def test_what_asammdf_prints_is_not_seen(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
     """Of a damaged file our error tells; its traceback would be taken for one of ours."""
-    content = b"UnFinMF 4.10    asammdf " + bytes(36) + b"\xff\xff\0\0" + bytes(4000)
+    content = (DATA / "can" / "kona_ev_uds.mf4").read_bytes().replace(b"##DG", b"##XX")
     with pytest.raises(CaptureError, match="damaged or not an MF4 file"):
         open_capture(write("a.mf4", content))
     assert capfd.readouterr() == ("", "")
