@@ -548,6 +548,13 @@ def test_blf_damage_costs_itself(write: Write) -> None:
     assert capture.damage.count >= 1
 
 
+def test_blf_signature_in_the_header_of_a_damaged_object(write: Write) -> None:
+    """An object that begins where the header of the one before it should still be: damage, and reading goes on."""
+    capture = open_capture(write("a.blf", blf(b"LOBJ" + b"\xff" * 4 + b"LOBJ" + b"\xff" * 20, blf_object(7, 2))))
+    assert [row[0] - capture.utc_offset_ns for row in rows(capture)] == [7]
+    assert capture.damage.count > 0
+
+
 def test_a_cut_blf_gives_all_whole_frames(tmp_path: Path) -> None:
     """Cut anywhere, a BLF gives a prefix of its frames and one damage at most."""
     path, cut_path = tmp_path / "a.blf", tmp_path / "cut.blf"

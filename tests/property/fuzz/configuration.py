@@ -242,7 +242,21 @@ def _check_config(config: Config) -> None:
         assert SECRET not in shown
 
 
+# What failed once, each a traceback or a password shown.
+FOUND: Final = (
+    {"can": [{"name": "a", "interface": []}]},
+    {"can": [{"name": "a", "interface": "virtual", "options": {"a": "\0"}}], "database": {"embedded": True}},
+    {"can": [{"name": "a", "interface": "virtual", "options": {"a": float("nan")}}], "database": {"embedded": True}},
+    {"session": {"\x1f": ""}},
+    {"journal": {"path": "a" * 300}},
+    {"batch": {"interval": "1" * 5000 + "s"}},
+    {"database": {"dsn": f"postgresql://u:{SECRET}/x@h/db"}, "can": [{"name": "a"}]},
+    *({"batch": {"interval": literal}} for literal in LITERALS),
+)
 TARGETS = (
     Target("config_text", _draw_text, check_text, 250, (MADE_HERE,)),
-    Target("config_structure", _draw_structure, check_structure, 250, (MADE_HERE,)),
-)
+    Target(
+        "config_structure", _draw_structure, check_structure, 200, (MADE_HERE,),
+        found=[{"structure": structure} for structure in FOUND],
+    ),
+)  # fmt: skip
