@@ -333,9 +333,10 @@ def test_asc_without_header_keeps_its_first_frame(write: Write) -> None:
     assert len(rows(open_capture(write("a.asc", " 1.0 1 123 Rx d 1 00\n 2.0 1 123 Rx d 1 01\n")))) == 2
 
 
-def test_asc_decimal_base(write: Write) -> None:
-    """`base dec` makes ids and bytes decimal."""
-    text = "base dec timestamps absolute\n 1.0 1 100 Rx d 2 10 255\n"
+@pytest.mark.parametrize("base", ["base dec timestamps absolute", "Base DEC Timestamps Absolute"])
+def test_asc_decimal_base(write: Write, base: str) -> None:
+    """`base dec` makes ids and bytes decimal, however it is spelled."""
+    text = f"{base}\n 1.0 1 100 Rx d 2 10 255\n"
     assert rows(open_capture(write("a.asc", text))) == [(1_000000000, "can0", 100, 0, b"\x0a\xff")]
 
 

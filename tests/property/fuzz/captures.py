@@ -285,6 +285,7 @@ def check_mf4(content: bytes, frames_max: int) -> None:
 
 # What failed once.
 FOUND: Final[dict[str, list[bytes]]] = {
+    "asc": [b"base Dec timestamps relative\n"],  # ended in python-can's ValueError
     "blf": [_blf(0, 1)[:144] + b"LOBJ" + b"\xff" * 4 + b"LOBJ" + b"\xff" * 30],  # read a negative number of bytes
     "csv": [CSV_HEAD + b"1e999500,0x1,0,0,0,1,EQ==\n"],  # made a whole number of a million digits
 }
