@@ -3,11 +3,11 @@
     python bench/outage.py [--hours 24] [--rate 1000] [--live-rate 1000] [--lives 3]
                            [--embedded | --dsn DSN] [--journal FOLDER] [--json FILE]
 
-Writes a journal with the frames of --hours, at --rate frames a second over two buses and a GPS receiver, compressed in
-time (outage_journal.py); then starts `ingestd run` on it, with a PostgreSQL, while a third bus's worth of frames comes
-in at --live-rate on the first bus (UDP on the loopback interface stands in for it, see live_stand_in.c). Time runs from
-the start of the process to the commit of the last frame of the backlog. Afterwards every chunk is compared, by SHA-256,
-with what was recorded at that place: exactly once and in order means that all of them are equal.
+Writes a journal with the frames of --hours, at --rate frames a second over two buses, and with a GPS receiver's
+sentences, compressed in time (outage_journal.py); then starts `ingestd run` on it, with a PostgreSQL, while --live-rate
+frames a second come in on the first bus (UDP on the loopback interface stands in for it, see live_stand_in.c). Time
+runs from the start of the process to the commit of the last frame of the backlog. Afterwards every chunk is compared,
+by SHA-256, with what was recorded at that place: exactly once and in order means that all of them are equal.
 
 --journal keeps the journal there and takes it from there the next time. Needs a C compiler.
 """
@@ -238,7 +238,7 @@ def backlog_in(folder: Path, kept: Path | None, arguments: argparse.Namespace) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--hours", type=float, default=24.0, help="of recording without a database; %(default)s")
-    parser.add_argument("--rate", type=float, default=1000.0, help="frames/s in it, over all sources; %(default)s")
+    parser.add_argument("--rate", type=float, default=1000.0, help="frames/s in it, over both buses; %(default)s")
     parser.add_argument("--live-rate", type=int, default=1000, help="frames/s meanwhile; %(default)s")
     parser.add_argument("--lives", type=int, default=3, help="processes that recorded it; %(default)s")
     parser.add_argument("--dsn", help="a PostgreSQL on which databases may be created")

@@ -1,9 +1,9 @@
 """A journal as it is after hours without a database, written through `Journal` as fast as it goes.
 
 What is in it is the demo car's drive over and over: two buses with their DBC files, and a GPS receiver that says NMEA
-sentences. The drive's stamps are drawn together or apart, so that all sources together give the rate that is asked for,
-in the mix of the car: 4.7 frames a sentence of 4.9 signals … on the whole. Records are as the sources make them: what a
-bus carries in 20 ms, and each sentence by itself. So the work per record is that of a real outage.
+sentences. The stamps of the buses are drawn together or apart, so that both together give the rate that is asked for;
+the receiver says what a receiver says, however busy the buses are. Records are as the sources make them: what a bus
+carries in 20 ms, and each sentence by itself. So the work per record is that of a real outage.
 
 Afterwards it knows of every frame, by its ordinal in its source, what it was.
 """
@@ -97,16 +97,18 @@ def _array_send(values: NDArray[np.generic], element: str, oid: int) -> bytes:
 
 
 def make_cycle(rate: float, seconds: float = CYCLE_SECONDS) -> Cycle:
-    """The drive, at `rate` frames and sentences a second over all sources."""
+    """The drive, at `rate` frames a second over both buses; the receiver never says more sentences than it does."""
     columns = drive(seconds)
     made = {batch.source: batch for batch in simulate.frames(columns, start_ns=0)}
     sources = {name: replace(made[bus], source=name) for name, bus in BUSES.items()}
-    sources[GPS] = _sentences(*Receiver(simulate.START_NS).sentences(columns))
     scale = sum(map(len, sources.values())) / seconds / rate
-    stretched = {
-        name: replace(batch, ts_ns=_rising((batch.ts_ns * scale).astype(np.int64))) for name, batch in sources.items()
-    }
-    return Cycle(stretched, max(int(batch.ts_ns[-1]) for batch in stretched.values()) + 1)
+    gps = _sentences(*Receiver(simulate.START_NS).sentences(columns))
+    gps = replace(gps, ts_ns=(gps.ts_ns * max(1.0, scale)).astype(np.int64))
+    sources = {name: replace(batch, ts_ns=(batch.ts_ns * scale).astype(np.int64)) for name, batch in sources.items()}
+    length_ns = int(seconds * scale * 1e9)
+    sources[GPS] = gps[: int(np.searchsorted(gps.ts_ns, length_ns))]
+    sources = {name: replace(batch, ts_ns=_rising(batch.ts_ns)) for name, batch in sources.items()}
+    return Cycle(sources, max(length_ns, *(int(batch.ts_ns[-1]) + 1 for batch in sources.values())))
 
 
 def _rising(ts_ns: NDArray[np.int64]) -> NDArray[np.int64]:

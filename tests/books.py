@@ -166,7 +166,8 @@ def assert_books(
     if recorder.process is not None:
         if is_sent:
             settle(recorder, seconds=seconds)
-            assert in_metrics(recorder) == in_status(recorder)
+            # What was still on its way may come in between.
+            wait_until(lambda: in_metrics(recorder) == in_status(recorder), "two books that are equal", seconds)
         assert all(said.is_balanced for said in in_metrics(recorder).values())
         recorder.stop()
     books = in_log(recorder.log()[recorder.begun :])
@@ -283,7 +284,8 @@ def _assert_sent(source: str, count: int, frames: list[tuple[int, str]], said: S
             continue
         uncovered += missing
         assert any(from_ns <= gap.from_ns and gap.to_ns <= to_ns for gap in told), (
-            f"lines {before + 1} to {after - 1} of {source} are missing and no event says why: {gaps}"
+            f"{before + 1} to {after - 1} of {source} are missing, from {from_ns} to {to_ns}, and no event says why:"
+            f" {sorted(gaps, key=lambda gap: gap.from_ns)}"
         )
     # At the ends: before the first start and behind the last stop nobody was to read.
     edges = numbers[0] + count - 1 - numbers[-1]

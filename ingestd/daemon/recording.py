@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,8 +109,10 @@ class Recording:
         """The session is continued: `last_stamps` will tell where it broke off."""
         self._is_continued = True
 
-    def last_stamps(self, last_ns: Mapping[str, int]) -> None:
-        """The last stamp of each source before this process, in the same boot."""
+    def last_stamps(self, last_ns: Mapping[str, int], untold: Iterable[tuple[str, int, int]] = ()) -> None:
+        """The last stamp of each source before this process, in the same boot, and gaps that are not told yet."""
+        for source, from_ns, to_ns in untold:
+            self._tell_down_time(source, from_ns, to_ns, self._agreed(self._wall_clock.now()))
         self._last_ns = last_ns
         for source in list(self._first_ns):
             self._note_down_time(source)
@@ -119,6 +121,9 @@ class Recording:
         if source not in self._last_ns or source not in self._first_ns:
             return
         from_ns, (to_ns, clock) = self._last_ns[source], self._first_ns[source]
+        self._tell_down_time(source, from_ns, to_ns, clock)
+
+    def _tell_down_time(self, source: str, from_ns: int, to_ns: int, clock: Clock) -> None:
         payload = {"reason": "down", "from_ns": from_ns, "to_ns": to_ns}
         self._journal.append_event(Event(source, "gap", from_ns, "down", payload), clock)
         log.warning("not recorded while the daemon was down source=%s seconds=%.3f", source, (to_ns - from_ns) / 1e9)

@@ -73,6 +73,7 @@ class Daemon:
             max_bytes=config.journal.max_bytes,
             when_full=config.journal.when_full,
         )
+        self._folder = config.journal.path.stat()  # It tells this machine's journals apart.
         self.recording = Recording(self.journal, self.wall_clock)
         self.exit_code = 0
         self._noticed: dict[str, float] = {}  # what the journal said, and when it was logged
@@ -184,13 +185,13 @@ class Daemon:
         for warning in recovery.warnings:
             log.warning("journal: %s", warning)
         if self._continued:
-            self.recording.last_stamps(recovery.last_stamps)
+            self.recording.last_stamps(recovery.last_stamps, recovery.untold)
         self._recovered.set()
 
     async def _deliver(self) -> None:
         """Find the database and the decoders, then send for good."""
         dsn = await self._dsn()
-        writer = Writer(dsn, "", journal=f"{self._machine_id[:12]}{self.journal_key()}")
+        writer = Writer(dsn, "", journal=f"{self._machine_id[:12]}-{self._folder.st_dev:x}-{self._folder.st_ino:x}")
         self.delivery = Delivery(
             self.journal,
             writer,
@@ -205,11 +206,6 @@ class Daemon:
             await sending
         finally:
             await _end([sending])
-
-    def journal_key(self) -> str:
-        """What tells this machine's journals apart in the name of a connection."""
-        status = self.config.journal.path.stat()
-        return f"-{status.st_dev:x}-{status.st_ino:x}"
 
     async def _dsn(self) -> str:
         """The DSN; the embedded server is started, and its schema brought up to date, if that is what was asked for."""

@@ -25,6 +25,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
+from functools import lru_cache, reduce
+from operator import xor
 from typing import Any, Final
 
 import numpy as np
@@ -102,15 +104,21 @@ class _Fields(list[str]):
             raise
 
 
+# The sentences of an instant repeat its time and place, and those of a device its flags.
+_str2val = lru_cache(maxsize=1024)(pynmeagps.NMEAMessage.str2val)
+
+
 class _Sentence(pynmeagps.NMEAMessage):  # type: ignore[misc]
     """pynmeagps' message, which also remembers the type of each field, in the order of its attributes."""
+
+    __setattr__ = object.__setattr__  # pynmeagps' own asks each time whether the message is finished.
 
     def __init__(self, talker: str, name: str, fields: Sequence[str], checksum: str) -> None:
         object.__setattr__(self, "_types", [])
         super().__init__(talker, name, pynmeagps.GET, payload=fields, checksum=checksum, validate=pynmeagps.VALNONE)
 
     def str2val(self, vals: str, att: str) -> Any:
-        value = pynmeagps.NMEAMessage.str2val(vals, att)
+        value = _str2val(vals, att)
         self._types.append(att)
         return value
 
@@ -239,7 +247,7 @@ def _parse(payload: bytes) -> _Sentence | None:
     if text[:1] not in ("$", "!") or "*" not in text:
         return None
     content, talker, name, fields, checksum = pynmeagps.get_parts("$" + text[1:])
-    if int(checksum, 16) != int(pynmeagps.calc_checksum(content), 16):
+    if int(checksum, 16) != reduce(xor, content.encode(), 0):
         raise pynmeagps.NMEAParseError("checksum")
     sentence = _Sentence(talker, name, _Fields(fields), checksum)
     return sentence if sentence.types else None

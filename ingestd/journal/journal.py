@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -43,10 +43,15 @@ class LastSession:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What earlier runs left, in words and numbers. `last_stamps`: of each source, in the session before ours."""
+    """What earlier runs left, in words and numbers, and of the session before ours what to know for its continuation.
+
+    `last_stamps` of each source; `untold`: source, last stamp before and first stamp behind a time without a daemon of
+    which the process that ended it did not live to tell.
+    """
 
     warnings: list[str]
     last_stamps: Mapping[str, int]
+    untold: list[tuple[str, int, int]] = field(default_factory=list)
     torn_bytes: int = 0
     damaged_bytes: int = 0
 
@@ -257,11 +262,14 @@ class Journal:
         if stock.damages:
             warnings.append(f"damaged: {'; '.join(map(str, stock.damages[:5]))}; {len(stock.damages)} places in all")
         last_ns: dict[str, int] = {}
+        untold: list[tuple[str, int, int]] = []
         for account in earlier:
             if account.origin == earlier[-1].origin:
+                behind = ((source, at_ns) for source, at_ns in account.resumed_ns.items() if source in account.last_ns)
+                untold += [(source, last_ns[source], at_ns) for source, at_ns in behind if source in last_ns]
                 last_ns |= account.last_ns
         damaged_bytes = sum(len(damage.data) for damage in stock.damages)
-        return Recovery(warnings, last_ns, stock.torn_bytes, damaged_bytes)
+        return Recovery(warnings, last_ns, untold, stock.torn_bytes, damaged_bytes)
 
     def stretches(self) -> list[Stretch]:
         """What there is to send, oldest first, the one being written last; before `recover` only that one."""

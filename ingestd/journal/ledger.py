@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from ingestd.journal.record import Kind, Origin, Record
-from ingestd.model import Books
+from ingestd.model import Books, Event
 
 STATE_STRETCHES_MAX = 32  # in one STATE record, so that none outgrows a small segment
 
@@ -53,6 +53,7 @@ class StretchAccount:
     passed: Counter[str] = field(default_factory=Counter)
     ahead: Counter[str] = field(default_factory=Counter)
     last_ns: dict[str, int] = field(default_factory=dict)
+    resumed_ns: dict[str, int] = field(default_factory=dict)  # first stamps behind a time of which no gap tells yet
     begins_late: bool = False  # Its first segments are gone: what came before is not ours to count.
     reads: deque[Read] = field(default_factory=deque)  # Not part of the state: a new process begins to read anew.
     read_through: int = 0
@@ -85,11 +86,6 @@ class StretchAccount:
         """Frames beyond the acknowledged position that a reader has handed out."""
         return sum(read.frames_count for read in self.reads if read.source == source and not read.is_ahead)
 
-    def ahead_unread(self, source: str) -> int:
-        """Frames known to be lost ahead of the reader."""
-        read = sum(read.frames_count for read in self.reads if read.source == source and read.is_ahead)
-        return self.ahead[source] - read
-
     def as_json(self) -> dict[str, Any]:
         """For a STATE record."""
         return {
@@ -105,6 +101,7 @@ class StretchAccount:
             "passed": dict(+self.passed),
             "ahead": dict(+self.ahead),
             "last_ns": self.last_ns,
+            **({"resumed_ns": self.resumed_ns} if self.resumed_ns else {}),
         }
 
     @classmethod
@@ -122,6 +119,7 @@ class StretchAccount:
             Counter(value["passed"]),
             Counter(value["ahead"]),
             dict(value["last_ns"]),
+            dict(value.get("resumed_ns", {})),
         )
 
 
@@ -164,12 +162,10 @@ class Ledger:
         self.drop(source, reason, frames_count)
 
     def note_frames(self, stretch: StretchAccount, source: str, through: int, last_ns: int) -> None:
-        """The stretch has had `through` frames of the source by now."""
-        new = through - stretch.journalled[source]
-        if new > 0:
-            self.received[source] += new
-            stretch.journalled[source] = through
-            stretch.last_ns[source] = last_ns
+        """The stretch has had `through` frames of the source by now, more than were known."""
+        self.received[source] += through - stretch.journalled[source]
+        stretch.journalled[source] = through
+        stretch.last_ns[source] = last_ns
 
     def settle(self, stretch: StretchAccount, position: int, committed: Mapping[str, int],
                rejected: Mapping[str, int], dropped: Lost, passed: Mapping[str, int]) -> None:  # fmt: skip
@@ -201,17 +197,28 @@ class Ledger:
             stretch.sequence_last = max(stretch.sequence_last, record.sequence)
         if record.kind in (Kind.FRAMES, Kind.EVENT):  # An event, too, says how many frames came before it.
             through = record.frames_before + record.frames_count
-            if stretch.begins_late and through and record.source not in stretch.journalled:
-                stretch.journalled[record.source] = stretch.passed[record.source] = record.frames_before
+            if stretch.begins_late and through and record.source not in stretch.last_ns:
+                stretch.journalled[record.source] = record.frames_before
+                stretch.passed[record.source] = record.frames_before - stretch.ahead[record.source]
             if through > stretch.journalled[record.source]:
                 self.note_frames(stretch, record.source, through, record.last_ns)
         if record.kind is Kind.EVENT:
             for reason, count in record.lost().items():
                 self.lose(record.source, reason, count)
+            self.note_resumption(record.event(), stretch)
         elif record.kind is Kind.STATE:
             self._take_state(record.json())
         elif record.kind in (Kind.SETTLE, Kind.FEED, Kind.REMOVED):
             self._apply_bookkeeping(record.kind, record.json(), stretch)
+
+    def note_resumption(self, event: Event, stretch: StretchAccount) -> None:
+        """A source is recorded again after a time without a daemon; or a gap has told of such a time."""
+        if event.kind == "resumed":
+            stretch.resumed_ns[event.source] = event.ts_ns
+        elif event.kind == "gap" and event.key == "down":
+            for each in self.stretches.values():
+                if each.resumed_ns.get(event.source) == event.payload.get("to_ns"):
+                    del each.resumed_ns[event.source]
 
     def _apply_bookkeeping(self, kind: Kind, value: Mapping[str, Any], writer: StretchAccount) -> None:
         """`writer` is the stretch the record stands in, the other is the one that it is about."""
@@ -229,6 +236,14 @@ class Ledger:
         else:
             self.remove(stretch, value["through"], value["lost"], value["reason"])
             self.removing.update(value["segments"])
+        self._make_up(stretch)
+
+    def _make_up(self, stretch: StretchAccount) -> None:
+        """Count as received what is done with, also where a power cut took its records and left the word of it."""
+        for source, through in (stretch.passed + stretch.ahead).items():
+            missing = max(0, through - stretch.journalled[source])
+            self.received[source] += missing
+            stretch.journalled[source] += missing
 
     def as_states(self) -> Iterator[dict[str, Any]]:
         """The payloads of STATE records that, applied in order, make this ledger."""

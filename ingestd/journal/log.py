@@ -111,6 +111,7 @@ class Log:
             return False
         for reason, count in lost.items():
             self.ledger.lose(event.source, reason, count)
+        self.ledger.note_resumption(event, self.stretch)
         return True
 
     def append_session(self, fields: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ A car boots in 1970, or in the year its firmware was built, and is set right at 
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from tests.recorder import Instrument, Recorder, wait_until
 
 SLACK_NS = 50_000  # of reading the offset, where a system call takes microseconds and others share the processor
 FRAMES = 40  # in each of the years
+POWER = Path("/sys/power/state")
 DBC = """VERSION ""
 NS_ :
 BS_:
@@ -58,10 +60,21 @@ def instrument(tmp_path: Path) -> Iterator[Instrument]:
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, migrated: str, bus: Bus, instrument: Instrument) -> Iterator[Recorder]:
+def dbc(tmp_path: Path) -> Path:
+    """What the frames of the bus mean. For tests that need it: parsing it takes a user-mode kernel a while."""
+    path = tmp_path / "counter.dbc"
+    path.write_text(DBC)
+    return path
+
+
+@pytest.fixture
+def recorder(
+    request: pytest.FixtureRequest, tmp_path: Path, migrated: str, bus: Bus, instrument: Instrument
+) -> Iterator[Recorder]:
     """A daemon for the bus and the instrument; not started."""
-    (tmp_path / "counter.dbc").write_text(DBC)
-    sources = f'[[can]]\nname = "can0"\nchannel = "{bus.channel}"\ndbc = ["{tmp_path / "counter.dbc"}"]\n'
+    sources = f'[[can]]\nname = "can0"\nchannel = "{bus.channel}"\n'
+    if "dbc" in request.fixturenames:
+        sources += f'dbc = ["{request.getfixturevalue("dbc")}"]\n'
     sources += f'[[serial]]\nname = "line"\nport = "{instrument.link}"\nprotocol = "lines"\n'
     daemon = Recorder(tmp_path, migrated, sources)
     yield daemon
@@ -121,6 +134,7 @@ def let_in(server: str, dsn: str, *, clients: bool) -> None:
 
 def settled(recorder: Recorder, dsn: str, sent: Sent) -> None:
     """Until SQL has every frame that was sent so far: the sending goes on, whatever the year."""
+    recorder.wait_for("the database takes data")  # A look at the log costs less than one at the database.
     count = "SELECT coalesce(sum(frame_count), 0) FROM frame_chunks WHERE source = 'can0'"
     wait_until(lambda: fetch(dsn, count)[0][0] == len(sent.from_ns), f"{len(sent.from_ns)} frames", more=recorder.log)
 
@@ -140,8 +154,9 @@ def assert_true_times(found: list[Chunk], sent: Sent) -> None:
         assert chunk.state == (ClockState.SET if is_set else ClockState.UNSET)
 
 
+@pytest.mark.usefixtures("dbc", "clock")
 def test_a_clock_that_jumps_by_years(
-    recorder: Recorder, instrument: Instrument, migrated: str, postgres_server: str, bus: Bus, clock: None
+    recorder: Recorder, instrument: Instrument, migrated: str, postgres_server: str, bus: Bus
 ) -> None:
     """Booted in 1970, set right, set wrong in both directions: times, order, values, books and sending stay true.
 
@@ -189,7 +204,8 @@ def test_a_clock_that_jumps_by_years(
     assert abs(ended.timestamp() - now_s) < 120
 
 
-def test_restarts_in_other_years(recorder: Recorder, migrated: str, bus: Bus, clock: None) -> None:
+@pytest.mark.usefixtures("clock")
+def test_restarts_in_other_years(recorder: Recorder, migrated: str, bus: Bus) -> None:
     """Begun in 2040 and killed, continued in 1971, begun anew in the right year: nothing is lost or out of order.
 
     What somebody wrote about the session while the clock was behind its beginning stays.
@@ -216,3 +232,38 @@ def test_restarts_in_other_years(recorder: Recorder, migrated: str, bus: Bus, cl
         (2040, "wet track"),
     ]
     assert all(row[1] is not None for row in rows)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_machine_that_sleeps(recorder: Recorder, migrated: str, bus: Bus) -> None:
+    """Asleep for hours and for seconds, frames on both sides waiting for the daemon: none is lost, all times are true.
+
+    A suspended machine freezes its processes, CLOCK_MONOTONIC stands still, and UTC has gone on when it wakes. The
+    user-mode kernel really suspends its devices, but wakes at once; the hours are then added to its wall clock.
+    """
+    sleeps_s = (8 * 3600, 2, 5 * 86_400)
+    sent = Sent([], [], [])
+    recorder.start()
+    recorder.wait_for("link up source=can0")
+    assert recorder.process is not None
+    for slept_s in sleeps_s:
+        sent.frames(bus, FRAMES)
+        recorder.process.send_signal(signal.SIGSTOP)
+        sent.frames(bus, FRAMES)
+        POWER.write_text("mem")
+        time.clock_settime(time.CLOCK_REALTIME, time.time() + slept_s)
+        sent.frames(bus, FRAMES)
+        recorder.process.send_signal(signal.SIGCONT)
+        settled(recorder, migrated, sent)
+    log = recorder.stop()
+    assert f"books source=can0 received={len(sent.from_ns)} committed={len(sent.from_ns)} pending=0" in log
+    assert log.count("balanced=True") == 2
+    assert "Traceback" not in log
+    assert_true_times(chunks(migrated), sent)
+    moved_ns = "(payload ->> 'to_offset_ns')::bigint - (payload ->> 'from_offset_ns')::bigint"
+    steps = f"SELECT round(({moved_ns}) / 1e9) FROM events WHERE kind = 'clock_step' AND source = 'can0'"
+    assert [row[0] for row in fetch(migrated, f"{steps} ORDER BY ts_mono_ns")] == list(sleeps_s)
+    lines = fetch(migrated, "SELECT payload_json ->> 'text' FROM frames WHERE payload_json ->> 'source' = 'line'")
+    numbers = sorted(int(text.removeprefix("n=")) for (text,) in lines)
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert len(fetch(migrated, "SELECT id FROM sessions")) == 1

@@ -13,7 +13,7 @@ from tests.can_bus.bus import has_vcan
 
 ROOT = Path(__file__).parents[2]
 WITH_CAN = ROOT / "tests" / "with_can"
-SECONDS_MAX = 480
+SECONDS_MAX = 900
 
 
 def without_harness(reason: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -24,7 +25,7 @@ import asyncpg
 
 from tests.books import assert_books, in_metrics
 from tests.recorder import Recorder, wait_until
-from tests.torture.blows import BLOWS, Scene, fill_the_disk, mend, small_disk
+from tests.torture.blows import Scene, blows_of, mend, small_disk
 from tests.torture.instruments import UNITS_PER_DEGREE, Instruments, number_in
 from tests.torture.phases import MOMENTS, PHASES
 from tests.torture.proxy import Proxy
@@ -126,9 +127,8 @@ class Round:
         for _ in range(self.random.choice((0, 1, 1, 2, 2))):
             if ended(process, self.random.uniform(0.0, 1.5)):
                 break
-            blow = self.random.choice(BLOWS)
-            if blow is fill_the_disk and scene.disk is None:
-                continue
+            blow = self.random.choice(blows_of(scene))
+            self.server.start()  # The one before may have stopped it.
             blow(scene)
             self.tally.blows[blow.__name__] += 1
             ended(process, self.random.uniform(0.0, 1.0))
@@ -224,13 +224,12 @@ def run(server: Server, *, seed: int, kills: int, seconds: float, lives: int, sa
 
     while not is_over():
         number = tally.rounds + 1
-        with tempfile.TemporaryDirectory(prefix="ingestd-torture-") as folder:
-            round_ = Round(Path(folder), server, dice, tally, number)
-            try:
-                round_.run(lives, is_over)
-            except BaseException:
-                log = Path(folder, "log")
-                say(f"round {number} of seed {seed} failed; the end of its log:\n{log.read_text()[-20_000:]}")
-                raise
+        folder = Path(tempfile.mkdtemp(prefix="ingestd-torture-"))
+        try:
+            Round(folder, server, dice, tally, number).run(lives, is_over)
+        except BaseException:
+            say(f"round {number} of seed {seed} failed; its log and its journal are in {folder}")
+            raise
+        shutil.rmtree(folder)
         say(f"round {number}: {tally.kills.total()} kills, {tally.blows.total()} blows, {tally.frames} frames so far")
     return tally

@@ -1,6 +1,6 @@
 """A network between a daemon and its database, as bad as one can be: it cuts, stalls, half-closes, loses answers.
 
-A TCP server on loopback in a thread of its own, in front of PostgreSQL's Unix socket. What it is told holds for the
+A TCP server on loopback in a thread of its own, in front of PostgreSQL. What it is told holds for the
 connections there are and, where it says so, for those to come; `mend` makes it a plain wire again.
 """
 
@@ -20,17 +20,18 @@ COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"  # CommandComplete of a COMMIT (Postg
 class Proxy:
     """One way to the server."""
 
-    def __init__(self, upstream: str) -> None:
-        """`upstream` is the path of PostgreSQL's Unix socket."""
+    def __init__(self, upstream: str | tuple[str, int]) -> None:
+        """`upstream` is the path of PostgreSQL's Unix socket, or its host and port."""
         self.upstream = upstream
         self.port = 0
         self.cuts = 0  # connections that were ended here, by whatever order
         self.lost_answers = 0
+        self.stalled = 0  # connections that `stall_on` has stalled
         self._loop = asyncio.new_event_loop()
         self._wires: set[_Wire] = set()
         self._bytes_left: int | None = None  # until all is cut; None: not at all
         self._loses_answers = self._refuses = False
-        self._stall_on = b""
+        self._stall_on, self._withheld = b"", False
         self._flowing = asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._started = threading.Event()
@@ -53,9 +54,9 @@ class Proxy:
         """Let nothing through any more, of all connections, and close none."""
         self._call(self._stall)
 
-    def stall_on(self, words: bytes) -> None:
-        """Let a connection's bytes through up to and with these of the client's, and nothing of it ever after."""
-        self._call(self._set, _stall_on=words)
+    def stall_on(self, words: bytes, *, withheld: bool = False) -> None:
+        """Let a connection's bytes through until the client says this, and nothing ever after; `withheld`: nor this."""
+        self._call(self._set, _stall_on=words, _withheld=withheld)
 
     def refuse(self) -> None:
         """End every connection, and each new one at once."""
@@ -106,7 +107,10 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            up_reader, up_writer = await asyncio.open_unix_connection(self.upstream)
+            if isinstance(self.upstream, str):
+                up_reader, up_writer = await asyncio.open_unix_connection(self.upstream)
+            else:
+                up_reader, up_writer = await asyncio.open_connection(*self.upstream)
         except OSError:  # The server is down.
             writer.transport.abort()
             return
@@ -131,8 +135,10 @@ class Proxy:
                 if wire.is_stalled:
                     await asyncio.Event().wait()  # for ever: it is ended by an order, or with the proxy
                 seen, tail = tail + piece, piece[-32:]
-                if is_client and self._stall_on and self._stall_on in seen:
-                    wire.is_stalled, self._stall_on = True, b""
+                if is_client and self._stall_on and self._stall_on in seen[-len(piece) - len(self._stall_on) + 1 :]:
+                    wire.is_stalled, self._stall_on, self.stalled = True, b"", self.stalled + 1
+                    if self._withheld:
+                        continue
                 if not is_client and self._loses_answers and COMMITTED in seen:
                     self._loses_answers, self.lost_answers = False, self.lost_answers + 1
                     self._cut()
@@ -148,7 +154,7 @@ class Proxy:
                 await writer.drain()
             if writer.can_write_eof():
                 writer.write_eof()
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: there is more to say where one side was told that there is not.
             wire.abort()
 
     def _set(self, **settings: Any) -> None:

@@ -27,6 +27,7 @@ from tests.journal_damages import (
     MIDDLE,
     SEGMENTS,
     Outcome,
+    change,
     flipped_byte_in_payload,
     make,
     placed,
@@ -231,3 +232,31 @@ def test_frames_that_only_an_event_behind_them_tells_of(tmp_path: Path) -> None:
     assert (books.received, books.committed, books.pending, books.dropped) == (30, 10, 0, {"damage": 20})
     assert books.balanced
     journal.close(ended=True)
+
+
+@pytest.mark.parametrize("synced_count", [20, 0], ids=["some are there", "none is there"])
+def test_frames_that_only_their_settlement_tells_of(tmp_path: Path, synced_count: int) -> None:
+    """Sent before they were synced, and a power cut took them and left the record that says so: received and sent."""
+    journal = open_journal(tmp_path)
+    if synced_count:
+        journal.append_frames(frames(0, synced_count), CLOCK)
+    journal.append_frames(frames(synced_count, 7), CLOCK)
+    last = [record for record in send_all(journal) if record.kind is Kind.FRAMES][-1]
+    kill(journal)
+    path = next(tmp_path.glob("0*.journal"))
+    start = path.read_bytes().index(bytes(last.payload)) - len(last.source) - HEADER.size
+    change(path, start, bytes(last.size))  # as on a disk that never had these sectors
+    books = {"can0": Books(synced_count + 7, synced_count + 7, 0, 0)}
+    for _ in range(2):
+        journal = open_journal(tmp_path)
+        assert journal.books() == books
+        assert numbers_of(send_all(journal)) == []
+        assert journal.books() == books
+        kill(journal)
+
+
+def test_every_damage_is_documented() -> None:
+    """docs/reliability.md has the table of tests/journal_damages.py, in its words."""
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    for damage in DAMAGES:
+        assert f"| {damage.__name__.replace('_', ' ')} | {' '.join((damage.__doc__ or '').split())} |" in text
