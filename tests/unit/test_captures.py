@@ -333,9 +333,10 @@ def test_asc_without_header_keeps_its_first_frame(write: Write) -> None:
     assert len(rows(open_capture(write("a.asc", " 1.0 1 123 Rx d 1 00\n 2.0 1 123 Rx d 1 01\n")))) == 2
 
 
-def test_asc_decimal_base(write: Write) -> None:
-    """`base dec` makes ids and bytes decimal."""
-    text = "base dec timestamps absolute\n 1.0 1 100 Rx d 2 10 255\n"
+@pytest.mark.parametrize("base", ["base dec timestamps absolute", "Base DEC Timestamps Absolute"])
+def test_asc_decimal_base(write: Write, base: str) -> None:
+    """`base dec` makes ids and bytes decimal, however it is spelled."""
+    text = f"{base}\n 1.0 1 100 Rx d 2 10 255\n"
     assert rows(open_capture(write("a.asc", text))) == [(1_000000000, "can0", 100, 0, b"\x0a\xff")]
 
 
@@ -548,6 +549,13 @@ def test_blf_damage_costs_itself(write: Write) -> None:
     assert capture.damage.count >= 1
 
 
+def test_blf_signature_in_the_header_of_a_damaged_object(write: Write) -> None:
+    """An object that begins where the header of the one before it should still be: damage, and reading goes on."""
+    capture = open_capture(write("a.blf", blf(b"LOBJ" + b"\xff" * 4 + b"LOBJ" + b"\xff" * 20, blf_object(7, 2))))
+    assert [row[0] - capture.utc_offset_ns for row in rows(capture)] == [7]
+    assert capture.damage.count > 0
+
+
 def test_a_cut_blf_gives_all_whole_frames(tmp_path: Path) -> None:
     """Cut anywhere, a BLF gives a prefix of its frames and one damage at most."""
     path, cut_path = tmp_path / "a.blf", tmp_path / "cut.blf"
@@ -674,6 +682,15 @@ def test_what_python_can_has_to_say_of_lines_is_not_logged(write: Write, caplog:
     bad = "   1.5 CANFD  1 Rx 123 1 0 9 1 01\n" * 50
     assert open_capture(write("a.asc", ASC + bad)).damage.count == 0
     assert not caplog.records
+
+
+@needs_data
+def test_what_asammdf_prints_is_not_seen(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a damaged file our error tells; its traceback would be taken for one of ours."""
+    content = (DATA / "can" / "kona_ev_uds.mf4").read_bytes().replace(b"##DG", b"##XX")
+    with pytest.raises(CaptureError, match="damaged or not an MF4 file"):
+        open_capture(write("a.mf4", content))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_requests_to_transmit_are_no_frames(write: Write) -> None:

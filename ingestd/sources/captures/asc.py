@@ -72,7 +72,7 @@ class AscFeed(LineFeed):
     def prepare(self, line: str) -> Iterable[str]:
         if self.in_header and (base := _BASE.match(line)):
             self._relative = (base["stamps"] or "").lower() == "relative"
-            return (line,)
+            return (line.lower(),)  # The reader stops at any other spelling of the base.
         if date := _DATE.match(line):
             ns = _date_ns(date["date"] or "", self._zone)
             self.date_ns = self.date_ns if ns is None else ns

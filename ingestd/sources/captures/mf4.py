@@ -109,12 +109,13 @@ def _open_mdf(path: Path, folder: Path) -> Any:
     """
     try:
         import asammdf  # An extra, and a second to import.
-        from asammdf.blocks.mdf_v4 import MDF4
+        from asammdf.blocks import mdf_v4
     except ImportError as error:
         raise CaptureError(f"{path} is MF4, which needs asammdf", "pip install 'ingestd[mf4]'") from error
-    logging.getLogger(asammdf.__name__).setLevel(logging.CRITICAL)  # It logs what it also raises.
+    logging.getLogger(asammdf.__name__).setLevel(logging.CRITICAL)  # It logs what it also raises …
+    mdf_v4.print = lambda *_args, **_kwargs: None  # type: ignore[attr-defined]  # … and prints.
 
-    class QuietMDF4(MDF4):
+    class QuietMDF4(mdf_v4.MDF4):
         def __del__(self) -> None:
             """A file too damaged to open leaves an object behind, whose finaliser would print an error.
 

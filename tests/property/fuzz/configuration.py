@@ -53,8 +53,9 @@ stopbits = 1.5
 """.encode()
 
 TEXTS = (
-    b"[[can]]\n", b"[can]\n", b"[[serial]]\n", b"[database]\n", b"dsn = ", b"filters = ", b"options = ", b"= 1979-05-27\n",
-    b"'", b'"', b'"""', b"[" * 300, b"{a=" * 300, b"0x" + b"F" * 5000, b"1" * 5000, b"1e400", b"nan", b"\\u0000", b"\\n",
+    b"[[can]]\n", b"[can]\n", b"[[serial]]\n", b"[database]\n", b"dsn = ", b"filters = ", b"options = ",
+    b"= 1979-05-27\n", b"'", b'"', b'"""', b"[" * 300, b"{a=" * 300, b"0x" + b"F" * 5000, b"1" * 5000, b"1e400",
+    b"nan", b"\\u0000", b"\\n",
     b"\\u202e", b"true", b"[]", b"{}", b"{ a = [1] }", b"~nobody/", b"/" + b"a" * 300, b"../" * 50, b"0-1FFFFFFF",
     b"a.b.c = 1\n", b"=", b"\xc3\xa9", b"-0", b"99999h", b"9999999999999999999999999GiB", b"1ns", b"#", b"%zz", b"[::",
 )  # fmt: skip
@@ -70,7 +71,8 @@ LITERALS: Final = tuple(
 _odd = st.one_of(
     st.sampled_from(LITERALS),
     st.text(max_size=20),
-    st.sampled_from(["", " ", "\0", "\n", "a\nb", "a" * 300, f"{'a' * 300}.dbc", "/" * 3, "~nobody", "é", "\u202e", "1" * 5000 + "s", "9" * 5000 + "kB"]),
+    st.sampled_from(["", " ", "\0", "\n", "a\nb", "a" * 300, f"{'a' * 300}.dbc", "/" * 3, "~nobody", "é", "\u202e"]),
+    st.sampled_from(["1" * 5000 + "s", "9" * 5000 + "kB"]),
     st.integers(-(2**70), 2**70),
     st.floats(),
     st.booleans(),
@@ -92,7 +94,8 @@ GOOD_VALUES: Final[dict[str, dict[str, list[Any]]]] = {
     "batch": {"interval": ["1s"]},
     "http": {"listen": ["off", ":0", "localhost:1", "[::1]:80"]},
     "can": {
-        "name": ["can0", "b"], "interface": ["socketcan", "virtual", "pcan"], "channel": ["can0", "vcan1", 0, "PCAN_USBBUS1"],
+        "name": ["can0", "b"], "interface": ["socketcan", "virtual", "pcan"],
+        "channel": ["can0", "vcan1", 0, "PCAN_USBBUS1"],
         "fd": [True, False], "dbc": [[], ["a.dbc"], [{"file": "a.dbc", "match": "id"}]],
         "filters": ["none", "databases", ["7E8"], ["0-1FFFFFFF"]], "receive_buffer": ["64KiB"], "bitrate": [500_000],
         "options": [{}, {"app_name": "x", "fd": True}],
@@ -104,6 +107,7 @@ GOOD_VALUES: Final[dict[str, dict[str, list[Any]]]] = {
 }  # fmt: skip
 LISTS: Final = ("can", "serial")
 NEEDED: Final = frozenset({"name", "port", "protocol", "dsn"})  # in the tables that have them
+KEYS: Final = sorted({key for known in GOOD_VALUES.values() for key in known})
 GONE: Final = object()
 
 
@@ -112,8 +116,7 @@ def _made_here() -> list[Seed]:
 
 
 def _draw_text(corpus: Corpus) -> Strategies:
-    documents = [ROOT / "docs" / "ingestd.example.toml", *_blocks()]
-    seeds = _made_here() + [read(one, -1) if isinstance(one, Path) else one for one in documents]
+    seeds = [*_made_here(), read(ROOT / "docs" / "ingestd.example.toml", -1), *_blocks()]
     return {"content": mutated(seeds, tokens=(*TEXTS, *TOKENS))}
 
 
@@ -132,7 +135,7 @@ def _good(known: dict[str, list[Any]]) -> st.SearchStrategy[dict[str, Any]]:
 _edits = st.lists(
     st.tuples(
         st.one_of(st.sampled_from(sorted(GOOD_VALUES)), st.text(max_size=5)),
-        st.one_of(st.none(), st.sampled_from(sorted({key for known in GOOD_VALUES.values() for key in known})), st.text(max_size=5)),
+        st.one_of(st.none(), st.sampled_from(KEYS), st.text(max_size=5)),
         st.one_of(st.just(GONE), st.text(max_size=12).map(lambda some: f"postgresql://u:{SECRET}{some}@h/d"), _values),
     ),
     max_size=3,
@@ -194,36 +197,44 @@ def check_structure(structure: dict[str, Any]) -> None:
 
 
 def check_text(content: bytes) -> None:
-    """A configuration that can be used and described as JSON; or a line for each mistake. The password is in neither."""
+    """A configuration that can be used and described as JSON; or a line for each mistake. No password is shown."""
     folder = scratch()
     (folder / "a.dbc").touch()
     path = folder / "ingestd.toml"
     path.write_bytes(content)
-    try:
-        config = load_config(path, environment={})
-    except ConfigError as error:
-        said, is_known = str(error), True
-        assert said.startswith(f"{path}: ")
-        if said.startswith((f"{path}: not TOML", f"{path}: not UTF-8")):
-            assert error.hint
-            return
-        first, *others = said.removeprefix(f"{path}: ").split("\n  ")
-        mistakes = others or [first]
-        assert not others or first == f"{len(others)} mistakes"
-        for mistake in mistakes:
-            assert MISTAKE.fullmatch(mistake), mistake
-            assert mistake.isprintable(), mistake
-        is_known = SECRET not in said
-        assert is_known, said
+    loaded = _loaded(path)
+    if isinstance(loaded, Config):
+        _check_config(loaded)
     else:
-        _check_config(config)
+        _check_mistakes(loaded, path)
+
+
+def _loaded(path: Path) -> Config | ConfigError:
+    try:
+        return load_config(path, environment={})
+    except ConfigError as error:
+        return error
+
+
+def _check_mistakes(error: ConfigError, path: Path) -> None:
+    said = str(error)
+    assert said.startswith(f"{path}: ")
+    if said.startswith((f"{path}: not TOML", f"{path}: not UTF-8")):
+        assert error.hint
+        return
+    first, *others = said.removeprefix(f"{path}: ").split("\n  ")
+    assert not others or first == f"{len(others)} mistakes"
+    for mistake in others or [first]:
+        assert MISTAKE.fullmatch(mistake), mistake
+        assert mistake.isprintable(), mistake
+    assert SECRET not in said
 
 
 def _check_config(config: Config) -> None:
     assert config.can or config.serial
     assert config.database.dsn or config.database.embedded
     assert config.journal.path.is_absolute()
-    names = [source.name for source in (*config.can, *config.serial)]
+    names = [can.name for can in config.can] + [serial.name for serial in config.serial]
     assert len(set(names)) == len(names)
     described = json.dumps(describe(config), allow_nan=False)  # PostgreSQL's JSON has neither NaN nor NUL.
     assert "\\u0000" not in described
@@ -231,7 +242,21 @@ def _check_config(config: Config) -> None:
         assert SECRET not in shown
 
 
+# What failed once, each a traceback or a password shown.
+FOUND: Final = (
+    {"can": [{"name": "a", "interface": []}]},
+    {"can": [{"name": "a", "interface": "virtual", "options": {"a": "\0"}}], "database": {"embedded": True}},
+    {"can": [{"name": "a", "interface": "virtual", "options": {"a": float("nan")}}], "database": {"embedded": True}},
+    {"session": {"\x1f": ""}},
+    {"journal": {"path": "a" * 300}},
+    {"batch": {"interval": "1" * 5000 + "s"}},
+    {"database": {"dsn": f"postgresql://u:{SECRET}/x@h/db"}, "can": [{"name": "a"}]},
+    *({"batch": {"interval": literal}} for literal in LITERALS),
+)
 TARGETS = (
     Target("config_text", _draw_text, check_text, 250, (MADE_HERE,)),
-    Target("config_structure", _draw_structure, check_structure, 250, (MADE_HERE,)),
-)
+    Target(
+        "config_structure", _draw_structure, check_structure, 200, (MADE_HERE,),
+        found=[{"structure": structure} for structure in FOUND],
+    ),
+)  # fmt: skip

@@ -1,7 +1,7 @@
 """Journals whose files were damaged, moved or lost: what is read is what was written, once and in order.
 
-Damages are those of disks and people: bits and bytes changed, pages zeroed or stale, files cut, deleted, copied, renamed,
-exchanged. Records with a right checksum that the journal never wrote are none: nothing damages bytes that well.
+Damages are those of disks and people: bits and bytes changed, pages zeroed or stale, files cut, deleted, copied,
+renamed, exchanged. Records that the journal never wrote, with a right checksum, are none: nothing damages so well.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -237,9 +238,9 @@ def _damaged(written: Written, changes: list[Change], begin: int) -> tuple[Path,
         if change.what not in IN_PLACE:
             _of_files(change, folder, name, names)
         elif path.exists() and path.stat().st_size > begin:
-            data = bytearray(path.read_bytes())
-            where = _in_place(change, data, min(written.used[name] or len(data), len(data)), begin)
-            path.write_bytes(data)
+            content = bytearray(path.read_bytes())
+            where = _in_place(change, content, min(written.used[name] or len(content), len(content)), begin)
+            path.write_bytes(content)
             touched.append((name, *where))
     return folder, touched
 
@@ -259,17 +260,19 @@ def check_outside(written: Written, changes: list[Change]) -> None:
     assert +result.frames == +Counter({source: len(numbers) for source, numbers in found.items()})
     look(folder)
     take_stock(folder)
+    said: list[str] = []
     with suppress(IngestdError):
-        for record, reason in rejected(folder, "", str):
+        for record, reason in rejected(folder, "", said.append):
             assert _numbers([record])
             assert reason == "22P05: no such character"
 
 
 def _read(folder: Path, written: Written) -> dict[str, list[int]]:
-    found = _numbers(recorded(folder, "", str))
+    said: list[str] = []
+    found = _numbers(recorded(folder, "", said.append))
     for source, numbers in found.items():
         assert set(numbers) <= written.frames(source)
-        assert all(one < next_ for one, next_ in zip(numbers, numbers[1:], strict=False)), "twice, or out of order"
+        assert all(one < next_ for one, next_ in pairwise(numbers)), "twice, or out of order"
     return found
 
 

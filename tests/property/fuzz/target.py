@@ -6,7 +6,9 @@ An example that takes more than CPU_SECONDS_MAX of computing hangs, however busy
 
 from __future__ import annotations
 
+import os
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -79,6 +81,27 @@ _BOUNDED: Final = settings(
 _ENDLESS: Final = settings(
     _BOUNDED, derandomize=False, phases=[Phase.explicit, Phase.generate, Phase.target, Phase.shrink]
 )
+
+
+def in_child(check: Callable[[], None]) -> None:
+    """Run it in a child, whose failure is ours. One that a fault of memory ends in a library is nobody's."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(reader)
+            with _in_time():
+                check()
+        except BaseException:
+            os.write(writer, traceback.format_exc()[-8000:].encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8", errors="replace") as said:  # noqa: PTH123  # It is a descriptor.
+        failure = said.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert not failure, failure
+    assert status in (0, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS), status
 
 
 @cache
