@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check torture bench clean
+.PHONY: help run test check torture fuzz bench clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -28,6 +28,9 @@ check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, im
 
 torture: $(VENV)/.installed-test ## the long fault campaign, half an hour: make torture KILLS=200 SECONDS=3600 SEED=1
 	$(BIN)/python -m tests.torture --kills $(KILLS) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.installed-test ## everything that comes from outside, mutated, until the time is over: make fuzz SECONDS=600 SEED=1
+	$(BIN)/python -m tests.property.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.installed-test ## measure what docs/benchmarks.md says, here
 	$(BIN)/python bench/import.py

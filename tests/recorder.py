@@ -35,6 +35,13 @@ if __name__ == "__main__":
 # As on another machine; the id of the machine it runs on is the system's.
 OTHER_MACHINE = "import ingestd.daemon.service as service; service.machine_id = lambda: {!r}"
 
+# With segments that last a second, not an hour.
+SMALL_SEGMENTS = """
+import functools
+import ingestd.daemon.service as service
+service.Journal.open = functools.partial(service.Journal.open, segment_bytes=65536)
+"""
+
 
 class Instrument:
     """A serial device that says a numbered line again and again, on a pty behind a link as udev would make it.

@@ -12,6 +12,7 @@ a DSN is in `Database.dsn` alone: neither `repr` nor `describe` nor any mistake 
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -75,8 +76,10 @@ def journal_folder() -> Path:
 
 def can_interface(value: Any, at: Place) -> Any:
     """The name of a python-can interface, one that came with it or one that is installed."""
-    if text(value, at) is BAD or value in INTERFACES:
-        return value if value in INTERFACES else BAD
+    if text(value, at) is BAD:
+        return BAD
+    if value in INTERFACES:
+        return value
     known = INTERFACES | {point.name for point in entry_points(group="can.interface")}
     return (
         value if value in known else at.wrong(f'"{value}" is not an interface of python-can', suggestion(value, known))
@@ -108,11 +111,14 @@ def database_file(value: Any, at: Place) -> Any:
         return BAD
     if found.file.suffix.lower() not in DATABASE_SUFFIXES:
         return at_file.wrong(f"{found.file}: unknown kind of file", "supported are " + ", ".join(DATABASE_SUFFIXES))
-    if not found.file.is_file():
-        return at_file.wrong(
-            f"{found.file}: there is no such file", "relative paths start at the configuration's folder"
-        )
-    return found
+    try:
+        if stat.S_ISREG(found.file.stat().st_mode):
+            return found
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return at_file.wrong(f"{found.file}: {error.strerror}", "it must be a file that ingestd may read")
+    return at_file.wrong(f"{found.file}: there is no such file", "relative paths start at the configuration's folder")
 
 
 Check = Callable[[dict[str, Any], Mapping[str, Any], Place], None]
@@ -273,9 +279,16 @@ def _check_database(values: dict[str, Any], given: Mapping[str, Any], at: Place)
 
 
 def _check_journal(values: dict[str, Any], _: Mapping[str, Any], at: Place) -> None:
-    path = values.get("path")
-    if path is not None and path.exists() and not path.is_dir():
-        (at / "path").wrong(f"{path} is not a folder", "write a folder that is empty or not there yet")
+    path, hint = values.get("path"), "write a folder that is empty or not there yet"
+    if path is None:
+        return
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            (at / "path").wrong(f"{path} is not a folder", hint)
+    except (FileNotFoundError, PermissionError):
+        pass  # It will be made; and who may not look may still read the rest of the configuration.
+    except OSError as error:
+        (at / "path").wrong(f"{path}: {error.strerror}", hint)
 
 
 def _check_all(_: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
@@ -320,6 +333,9 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
     """
     raw = _read_toml(path)
     at = Place("", path.absolute().parent, [])
+    _check_numbers(raw, at)
+    if at.mistakes:  # The readers' own messages would show the numbers.
+        raise ConfigError(f"{path}: {at.mistakes[0]}")
     config: Config = table(Config, _check_all)(raw, at)
     override, where = (dsn, "--dsn") if dsn else (environment.get("INGESTD_DSN"), "INGESTD_DSN")
     if override:
@@ -346,8 +362,22 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: not UTF-8 at line {line}", "save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not TOML: tables or lists are nested too deeply", "see https://toml.io") from error
+    except ValueError as error:  # tomllib's own, or int()'s of a number with thousands of digits.
         raise ConfigError(f"{path}: not TOML: {error}", "see https://toml.io") from error
+
+
+def _check_numbers(value: Any, at: Place) -> None:
+    """TOML's whole numbers have 64 bits; of larger ones not even the digits can always be had."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _check_numbers(one, at / key)
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            _check_numbers(one, at[index])
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        at.wrong("is a whole number beyond 64 bits")
 
 
 def describe(config: Config) -> dict[str, Any]:

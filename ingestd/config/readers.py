@@ -7,6 +7,7 @@ next. Readers know nothing of the structs that use them.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ BYTES_OF = {
     **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)},
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)},
 }
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµA-Z]+)")
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zµA-Z]+)")
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _FILTER = re.compile(r"(?:0x)?([0-9a-f]{1,8})(?:([:-])(?:0x)?([0-9a-f]{1,8}))?", re.IGNORECASE)
 
 
@@ -60,7 +62,9 @@ class Place:
     def wrong(self, problem: str, hint: str = "") -> Any:
         """Report what is wrong here and what to do; returns BAD."""
         said = f"{problem} ({hint})" if hint else problem
-        self.mistakes.append(f"{self.key}: {said}" if self.key else said)
+        said = f"{self.key}: {said}" if self.key else said
+        # Keys and texts of the file are in it: a line end or an escape sequence must not look like one of ours.
+        self.mistakes.append("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in said))
         return BAD
 
     def __truediv__(self, key: str) -> Place:
@@ -229,10 +233,17 @@ def postgres_dsn(value: Any, at: Place) -> Any:
     if text(value, at) is BAD:
         return BAD
     try:
-        scheme = urlsplit(value).scheme
+        parts = urlsplit(value)
     except ValueError:
-        scheme = ""
-    return value if scheme in ("postgresql", "postgres") else at.wrong("is not an address of a database", hint)
+        return at.wrong("is not an address of a database", hint)
+    if parts.scheme not in ("postgresql", "postgres") or not value.startswith(f"{parts.scheme}://"):
+        return at.wrong("is not an address of a database", hint)
+    # Otherwise a part of a password would be taken for something that may be shown.
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if parts.fragment or "@" in parts.path or not all(map(_HOST.fullmatch, hosts)):
+        hint = "in a user, a password or a name write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A"
+        return at.wrong("is not an address of a database, or has signs in it that mean something else", hint)
+    return value
 
 
 def path_in_folder(value: Any, at: Place) -> Any:
@@ -251,10 +262,18 @@ def scalars(value: Any, at: Place) -> Any:
     """A table of texts, numbers, true and false, handed on as it is."""
     if not isinstance(value, dict):
         return at.wrong(f"must be a table, not {kind_of(value)}", "write { key = value }")
-    wrong = [k for k, v in value.items() if not isinstance(v, str | int | float | bool)]
-    for key in wrong:
-        (at / key).wrong(f"must be a text, a number, true or false, not {kind_of(value[key])}")
-    return BAD if wrong else value
+    read = [_scalar(one, at / key) for key, one in value.items()] + [text(key, at / key) for key in value]
+    return BAD if any(one is BAD for one in read) else value
+
+
+def _scalar(value: Any, at: Place) -> Any:
+    if isinstance(value, str):
+        return text(value, at)
+    if isinstance(value, float) and not math.isfinite(value):
+        return at.wrong(f"is {value}, which is no number to work with")
+    if isinstance(value, int | float):
+        return value
+    return at.wrong(f"must be a text, a number, true or false, not {kind_of(value)}")
 
 
 def listing(read_one: Reader) -> Reader:

@@ -18,12 +18,14 @@ ATTEMPT_SECONDS = 0.05
 def take_lock(folder: Path) -> int:
     """Take the journal, and note who we are. Raises IngestdError naming the process that has it, OSError."""
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    for attempt in range(1, ATTEMPTS + 1):
+    attempts_left = ATTEMPTS
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if attempt < ATTEMPTS:
+            attempts_left -= 1
+            if attempts_left:
                 time.sleep(ATTEMPT_SECONDS)
                 continue
             holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"

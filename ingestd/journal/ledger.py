@@ -86,11 +86,6 @@ class StretchAccount:
         """Frames beyond the acknowledged position that a reader has handed out."""
         return sum(read.frames_count for read in self.reads if read.source == source and not read.is_ahead)
 
-    def ahead_unread(self, source: str) -> int:
-        """Frames known to be lost ahead of the reader."""
-        read = sum(read.frames_count for read in self.reads if read.source == source and read.is_ahead)
-        return self.ahead[source] - read
-
     def as_json(self) -> dict[str, Any]:
         """For a STATE record."""
         return {
@@ -167,12 +162,10 @@ class Ledger:
         self.drop(source, reason, frames_count)
 
     def note_frames(self, stretch: StretchAccount, source: str, through: int, last_ns: int) -> None:
-        """The stretch has had `through` frames of the source by now."""
-        new = through - stretch.journalled[source]
-        if new > 0:
-            self.received[source] += new
-            stretch.journalled[source] = through
-            stretch.last_ns[source] = last_ns
+        """The stretch has had `through` frames of the source by now, more than were known."""
+        self.received[source] += through - stretch.journalled[source]
+        stretch.journalled[source] = through
+        stretch.last_ns[source] = last_ns
 
     def settle(self, stretch: StretchAccount, position: int, committed: Mapping[str, int],
                rejected: Mapping[str, int], dropped: Lost, passed: Mapping[str, int]) -> None:  # fmt: skip

@@ -150,12 +150,11 @@ class Shelf:
 
     def set_aside(self, segment: Segment) -> None:
         """A segment is about to be deleted: nobody is to read it any more, but it still takes its bytes."""
-        self.segments.pop(segment.number, None)
-        of_stretch = self.by_stretch.get(segment.header.stretch_id, [])
-        if segment in of_stretch:
-            of_stretch.remove(segment)
+        del self.segments[segment.number]
+        of_stretch = self.by_stretch[segment.header.stretch_id]
+        of_stretch.remove(segment)
         if not of_stretch:
-            self.by_stretch.pop(segment.header.stretch_id, None)
+            del self.by_stretch[segment.header.stretch_id]
         self._others[segment.path] = segment.bytes
 
     def delete_other(self, path: Path) -> None:

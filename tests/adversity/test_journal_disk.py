@@ -15,15 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.books import Said, assert_books, in_metrics, metric
-from tests.recorder import Instrument, Recorder, lines_of, stored, wait_until
+from tests.recorder import SMALL_SEGMENTS, Instrument, Recorder, lines_of, stored, wait_until
 from tests.torture.blows import small_disk
-
-# Segments that last a second, not an hour.
-SMALL_SEGMENTS = """
-import functools
-import ingestd.daemon.service as service
-service.Journal.open = functools.partial(service.Journal.open, segment_bytes=65536)
-"""
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def test_killed_while_an_empty_database_is_filled_again(
         recorder.start()
         record(recorder, migrated)
         recorder.kill()
+    had = sum(stored(migrated).values())
     psql(migrated, f"TRUNCATE {TABLES} CASCADE")
     recorder.changes = DIES_AFTER_COMMIT
     for _ in range(2):
@@ -60,7 +61,7 @@ def test_killed_while_an_empty_database_is_filled_again(
         assert recorder.process is not None
         assert recorder.process.wait(60) == -signal.SIGKILL
         recorder.process = None
-    assert 0 < sum(stored(migrated).values()) < 300
+    assert 0 < sum(stored(migrated).values()) < had
     recorder.changes = ""
     recorder.start()
     record(recorder, migrated)
@@ -82,8 +83,9 @@ def test_a_restored_backup(recorder: Recorder, instrument: Instrument, migrated:
                 psql(elsewhere, closed, end_all, f"CREATE DATABASE {name}_backup TEMPLATE {name}", opened)
                 record(recorder, migrated)
             recorder.kill()
-        psql(elsewhere, f"DROP DATABASE {name}", f"ALTER DATABASE {name}_backup RENAME TO {name}", opened)
-        assert 100 <= sum(stored(migrated).values()) < 300
+        had = sum(stored(migrated).values())
+        psql(elsewhere, f"DROP DATABASE {name} WITH (FORCE)", f"ALTER DATABASE {name}_backup RENAME TO {name}", opened)
+        assert 100 <= sum(stored(migrated).values()) <= had - 200
         recorder.start()
         record(recorder, migrated, 200)
         assert_books(recorder, migrated, {"line": instrument.stop()})

@@ -6,6 +6,7 @@ The daemon is a user without privileges of its own, as it should be in a garage;
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -219,5 +220,29 @@ def test_what_is_refused_is_kept(tmp_path: Path, case: Case, instrument: Instrum
     recorder = Recorder(tmp_path, case.daemons_dsn, lines_of(instrument), changes=refusal.changes)
     try:
         refused_and_cured(recorder, instrument, case.dsn, refusal.of(case), refusal.says, refusal.hint)
+    finally:
+        recorder.close()
+
+
+@pytest.mark.slow
+def test_the_servers_disk_is_full(tmp_path: Path, small_database: tuple[str, Path], instrument: Instrument) -> None:
+    """The database's own small disk is filled by somebody else: the same, and all goes in when there is room again."""
+    dsn, mount = small_database
+
+    @contextmanager
+    def full() -> Iterator[None]:
+        with (mount / "somebody else's").open("wb", buffering=0) as file:
+            with contextlib.suppress(OSError):  # which is how it ends
+                while True:
+                    file.write(bytes(1 << 16))
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 12))
+        yield
+        (mount / "somebody else's").unlink()
+
+    recorder = Recorder(tmp_path, dsn, lines_of(instrument))
+    try:
+        refused_and_cured(recorder, instrument, dsn, full(), "disk is full", "free space on the server")
     finally:
         recorder.close()

@@ -101,11 +101,11 @@ def suspend_the_daemon(scene: Scene) -> None:
 
 
 def fill_the_disk(scene: Scene) -> None:
-    if scene.disk is not None:
-        with (scene.disk / "hog").open("wb") as hog, contextlib.suppress(OSError):
-            while True:
-                hog.write(bytes(1 << 20))
-                hog.flush()
+    assert scene.disk is not None
+    with (scene.disk / "hog").open("wb") as hog, contextlib.suppress(OSError):
+        while True:
+            hog.write(bytes(1 << 20))
+            hog.flush()
 
 
 def mend(scene: Scene) -> None:
@@ -142,9 +142,13 @@ def lock_the_feeds(scene: Scene) -> None:
 
 BLOWS: tuple[Blow, ...] = (
     cut, cut_after_some_bytes, cut_after_some_bytes, lose_the_answer_to_commit, stall, half_close, refuse_connections,
-    end_sessions, kill_postgres, stop_postgres, read_only, time_out_statements, lose_the_database,
-    back_up_and_restore_later, suspend_the_daemon, lock_the_feeds, fill_the_disk,
+    end_sessions, kill_postgres, stop_postgres, read_only, time_out_statements, suspend_the_daemon, lock_the_feeds,
 )  # fmt: skip
+
+
+def blows_of(scene: Scene) -> tuple[Blow, ...]:
+    """What may happen there. A full disk has the journal give up what the database has: then that is not lost, too."""
+    return (*BLOWS, fill_the_disk) if scene.disk else (*BLOWS, lose_the_database, back_up_and_restore_later)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import asyncpg
 
 from tests.books import assert_books, in_metrics
 from tests.recorder import Recorder, wait_until
-from tests.torture.blows import BLOWS, Scene, fill_the_disk, mend, small_disk
+from tests.torture.blows import Scene, blows_of, mend, small_disk
 from tests.torture.instruments import UNITS_PER_DEGREE, Instruments, number_in
 from tests.torture.phases import MOMENTS, PHASES
 from tests.torture.proxy import Proxy
@@ -127,9 +127,7 @@ class Round:
         for _ in range(self.random.choice((0, 1, 1, 2, 2))):
             if ended(process, self.random.uniform(0.0, 1.5)):
                 break
-            blow = self.random.choice(BLOWS)
-            if blow is fill_the_disk and scene.disk is None:
-                continue
+            blow = self.random.choice(blows_of(scene))
             self.server.start()  # The one before may have stopped it.
             blow(scene)
             self.tally.blows[blow.__name__] += 1

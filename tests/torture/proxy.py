@@ -154,7 +154,7 @@ class Proxy:
                 await writer.drain()
             if writer.can_write_eof():
                 writer.write_eof()
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: there is more to say where one side was told that there is not.
             wire.abort()
 
     def _set(self, **settings: Any) -> None:

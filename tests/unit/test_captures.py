@@ -359,6 +359,8 @@ def test_trc_frames_and_clock(write: Write) -> None:
         (";   Start time: 12/18/2021 2:28:07 PM", 1639837687_000000000),
         (";   Start time: yesterday", None),
         (";$STARTTIME=rubbish", None),
+        (";$STARTTIME=1e999999", None),
+        (";$STARTTIME=nan", None),
     ],
 )
 def test_trc_start_comment(write: Write, comment: str, utc: int | None) -> None:
@@ -406,6 +408,9 @@ def test_csv_of_python_can(write: Write) -> None:
         ("a.csv", CSV, "1483389946.197,0xdadada,1,0,0,2,!!!"),
         ("a.csv", CSV, "x,0xdadada,1,0,0,2,ESI="),
         ("a.csv", CSV, "1483389946.197,0xdadada,1,0,0,3,ESI="),
+        ("a.csv", CSV, "1e999500,0x1,0,0,0,1,EQ=="),
+        ("a.csv", CSV, "-1e999500,0x1,0,0,0,1,EQ=="),
+        ("a.csv", CSV, "nan,0x1,0,0,0,1,EQ=="),
         ("a.csv", CSV, "\x00" * 100_000),
     ],
 )
@@ -662,6 +667,13 @@ def test_values_that_raise_anything_are_damage_of_their_line(write: Write) -> No
     capture = open_capture(write("a.csv", CSV + bad))
     assert len(rows(capture)) == 3
     assert [line[:7] for line in capture.damage.first] == ["line 5:", "line 6:"]
+
+
+def test_what_python_can_has_to_say_of_lines_is_not_logged(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """Damage is counted and the first of it described; a log line for each would drown that."""
+    bad = "   1.5 CANFD  1 Rx 123 1 0 9 1 01\n" * 50
+    assert open_capture(write("a.asc", ASC + bad)).damage.count == 0
+    assert not caplog.records
 
 
 def test_requests_to_transmit_are_no_frames(write: Write) -> None:

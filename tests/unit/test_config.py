@@ -160,6 +160,14 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     ("line", "expected"),
     [
         ('sesion = { car_id = "x" }', 'sesion: there is no such key (did you mean "session"?)'),
+        ('"a\\nb\\u202e" = 1', '"a\\nb\\u202e": there is no such key'),
+        ('[journal]\npath = "' + "a" * 300 + '"', "journal.path: "),
+        ('[batch]\ninterval = "' + "1" * 5000 + 's"', "batch.interval: "),
+        (f"[batch]\ninterval = 0x{'F' * 5000}", "batch.interval: is a whole number beyond 64 bits"),
+        ("[[can]]\nname = 'b'\ninterface = []", "can[1].interface: must be a text, not a list"),
+        (f"[[can]]\nname = 'b'\ndbc = ['{'a' * 300}.dbc']", "can[1].dbc[0]: "),
+        ("[[can]]\nname = 'b'\ninterface = 'virtual'\noptions = {a = nan}", "can[1].options.a: is nan"),
+        ("[[can]]\nname = 'b'\ninterface = 'virtual'\noptions = {a = \"\\u0000\"}", "can[1].options.a: has a NUL"),
         ("session = 3", "session: must be a table, not a whole number (write [session])"),
         ("[[batch]]", "batch: must be a table, not a list (write [batch] once)"),
         ("[session]\ncar_id = 7", 'session.car_id: must be a text, not a whole number (write it in quotes: "…")'),
@@ -228,6 +236,9 @@ def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
     path.write_bytes(b'[session]\ntrack = "N\xfcrburgring"\n')
     with pytest.raises(ConfigError, match="not UTF-8 at line 2"):
         load_config(path)
+    for odd in ("1" * 5000, "[" * 2000):
+        with pytest.raises(ConfigError, match=r"car\.toml: not TOML"):
+            load(tmp_path, f"a = {odd}\n")
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="directory"):
@@ -255,6 +266,15 @@ def test_which_database(tmp_path: Path) -> None:
     assert (overridden.dsn, overridden.embedded) == ("postgresql://env/x", False)
     assert "there is a dsn as well" in mistake(tmp_path, MINIMAL.replace("[[can]]", "embedded = true\n[[can]]"))
     assert mistake(tmp_path, MINIMAL, environment={"INGESTD_DSN": "db"}).startswith("INGESTD_DSN: is not an address")
+
+
+@pytest.mark.parametrize("password", ["hunter#2", "hunter/2", "hunter?2@", "hun@ter/2@"])
+def test_a_password_that_ends_the_host_is_refused(tmp_path: Path, password: str) -> None:
+    """A part of it would be taken for a port, a path or a name, and be shown."""
+    said = mistake(tmp_path, MINIMAL.replace("//db", f"//u:{password}@db"))
+    assert said.startswith("database.dsn: is not an address of a database")
+    assert "%2F" in said
+    assert "hun" not in said
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:

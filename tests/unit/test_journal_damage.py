@@ -253,3 +253,10 @@ def test_frames_that_only_their_settlement_tells_of(tmp_path: Path, synced_count
         assert numbers_of(send_all(journal)) == []
         assert journal.books() == books
         kill(journal)
+
+
+def test_every_damage_is_documented() -> None:
+    """docs/reliability.md has the table of tests/journal_damages.py, in its words."""
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    for damage in DAMAGES:
+        assert f"| {damage.__name__.replace('_', ' ')} | {' '.join((damage.__doc__ or '').split())} |" in text

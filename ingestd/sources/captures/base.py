@@ -32,6 +32,7 @@ STANDARD_ID_MAX = 0x7FF
 EXTENDED_ID_MAX = 0x1FFFFFFF
 SECOND_NS = 1_000_000_000
 STAMP_NS_MAX = 2**63 - 1
+STAMP_SECONDS_MAX = STAMP_NS_MAX // SECOND_NS
 ABSOLUTE_NS_MIN = 10**8 * SECOND_NS  # Stamps below (1973-03-03) count from the start of the recording.
 
 Indices = NDArray[np.uint16]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 
 from ingestd.model import Flag
-from ingestd.sources.captures.base import CLASSIC_BYTES_MAX, CaptureBatch
+from ingestd.sources.captures.base import CLASSIC_BYTES_MAX, STAMP_SECONDS_MAX, CaptureBatch
 from ingestd.sources.captures.text import Frame, LineError, LineFeed, LinesCapture
 
 _PYTHON_CAN = "timestamp,arbitration_id,extended,remote,error,dlc,data"
@@ -18,9 +18,12 @@ _SEMICOLONS = "timestampepoch;buschannel;id;ide;dlc;datalength;dir;edl;brs;datab
 def _stamp(text: str) -> int:
     """Seconds in decimal to nanoseconds, rounded to microseconds: the writers print floats."""
     try:
-        return round(Decimal(text) * 1_000_000) * 1000
+        seconds = Decimal(text)
+        if abs(seconds) <= STAMP_SECONDS_MAX:  # Before it becomes a whole number: one of 1e999999 takes minutes.
+            return round(seconds * 1_000_000) * 1000
     except (ArithmeticError, ValueError) as error:
         raise LineError("the time stamp is not a number") from error
+    raise LineError("the time stamp is out of range")
 
 
 def _numbers(texts: Iterable[str], base: int = 10) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from can import Message
@@ -9,6 +10,9 @@ from can import Message
 from ingestd.model import Flag
 from ingestd.sources.captures.base import SECOND_NS, STAMP_NS_MAX
 from ingestd.sources.captures.text import Frame, LineError
+
+# Its readers log every line that they find odd. Those that are damage are counted here, and the first few described.
+logging.getLogger("can.io").setLevel(logging.CRITICAL)
 
 # Everything a malformed line has been seen to raise inside python-can's parsers.
 PARSE_ERRORS = (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError)

@@ -41,16 +41,20 @@ _START = re.compile(
     re.IGNORECASE,
 )
 _DAY_NS = 86_400 * SECOND_NS
+_DAYS_MAX = STAMP_NS_MAX // _DAY_NS
 _ZERO_NS = (datetime(1899, 12, 30, tzinfo=EPOCH.tzinfo) - EPOCH).days * _DAY_NS
 
 
 def _start_time_ns(days: str, zone: tzinfo) -> int | None:
     """The value of `;$STARTTIME=` in `zone`, rounded to microseconds; None when it is no date."""
     try:
-        since_zero_ns = round(Decimal(days) * _DAY_NS / 1000) * 1000
+        number = Decimal(days)
+        if not 0 < number < _DAYS_MAX:  # Before it becomes a whole number: one of 1e999999 takes minutes.
+            return None
+        since_zero_ns = round(number * _DAY_NS / 1000) * 1000
     except (InvalidOperation, ValueError, OverflowError):
         return None
-    return local_ns(_ZERO_NS + since_zero_ns, zone) if 0 < since_zero_ns < STAMP_NS_MAX else None
+    return local_ns(_ZERO_NS + since_zero_ns, zone)
 
 
 def _start_comment_ns(line: str, zone: tzinfo) -> int | None:
