@@ -162,7 +162,7 @@ def _sources(statuses: Mapping[str, SourceStatus]) -> Iterator[Metric]:
 
 
 def _journal(journal: JournalNumbers) -> Iterator[Metric]:
-    yield _gauge("journal_writable", "1 while the journal takes frames.", journal.writable)
+    yield _gauge("journal_writable", "1 while the journal takes frames and the disk keeps them.", journal.writable)
     yield _gauge("journal_bytes", "Bytes of disk that the journal takes.", journal.bytes)
     yield _gauge("journal_max_bytes", "Bytes of disk that the journal may take.", journal.bytes_max)
     yield _gauge(

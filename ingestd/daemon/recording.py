@@ -72,8 +72,10 @@ class Recording:
             self._first_ns[batch.source] = (first_ns, clock)
             if self._is_continued:
                 self._journal.append_event(Event(batch.source, "resumed", first_ns), clock)
-            self._note_down_time(batch.source)
-        self._journal.append_frames(batch, clock)
+            self._journal.append_frames(batch, clock)
+            self._note_down_time(batch.source)  # Behind the frames: it says that they are there.
+        else:
+            self._journal.append_frames(batch, clock)
 
     def _agreed(self, clock: Clock) -> Clock:
         """The clock with an offset in use that is near enough to its own, else its own, which is in use from now on."""

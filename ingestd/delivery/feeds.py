@@ -61,6 +61,7 @@ class Cursor:
     backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX))
     confirmed: bool = False  # whether its position was compared with the database since the connection was opened
     done: bool = False  # nothing more will come of it
+    restored_from: int | None = None  # whence it is sent again to a database that lacks what it had; until that is said
 
 
 def judge(cursor: Cursor, standing: Standing | None, machine_id: str, *, known: bool) -> Finding:
@@ -84,7 +85,10 @@ def judge(cursor: Cursor, standing: Standing | None, machine_id: str, *, known: 
 
 
 def is_known(standings: Mapping[str, Standing], stretches: list[Stretch]) -> bool:
-    """Whether the database has what was acknowledged last: then it is the one that acknowledged it, and whole."""
+    """Whether the database has what was acknowledged of the newest stretch: then it is the one that we know, and whole.
+
+    All older stretches have had a row there before the newest one had its first commit; so one that has none was deleted.
+    """
     acknowledged = [stretch for stretch in stretches if stretch.acknowledged > 0]
     if not acknowledged:
         return False

@@ -198,9 +198,9 @@ class Delivery:
         stretches = self._journal.stretches()
         standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
         known = is_known(standings, stretches)
-        missing = [stretch for stretch in stretches if stretch.acknowledged > 0 and stretch.feed_id not in standings]
-        if not known:
-            await self._announce(missing)
+        owed = [each for each in stretches if each.feed_id not in standings and not (known and each.acknowledged)]
+        if owed:
+            await self._announce(owed)
             standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
         self._behind = {
             stretch.id
@@ -216,10 +216,10 @@ class Delivery:
                 self._journal.begin_stretch()
 
     async def _announce(self, stretches: list[Stretch]) -> None:
-        """Begin the feeds that an empty or restored database has to be given again, before anything else is sent to it.
+        """Begin the feeds that the database is to be given, or given again, before anything is sent, the oldest first.
 
-        Once it has what was acknowledged last it counts as known, also to the next process, and then a stretch of which
-        it has no row would be one that somebody has deleted. The oldest come first: until the last, it is not known.
+        From then on a row that is missing is one that somebody has deleted: also to the next process, and also in an
+        older backup, if that has what the newest stretch had committed.
         """
         for stretch in stretches:
             session = placeholder(stretch.session_id, stretch.boot_id)
@@ -268,15 +268,22 @@ class Delivery:
             self._journal.assign_feed(cursor.stretch_id, feed_id, cursor.position)
             cursor.feed_id = self._writer.feed_id = feed_id
             log.warning("the journal was cloned: stretch %s goes on as feed %s", cursor.stretch_id, feed_id)
-        if position < cursor.acknowledged or finding is Finding.RESTORED:
-            self._journal.append_event(
-                Event("", "database_restored", mono_ns(), cursor.feed_id, {"from": position, "to": cursor.position}),
-                self._clock(),
-            )
-            log.warning("the database lacks what it had: stretch %s is sent again from %d", cursor.stretch_id, position)
+        cursor.restored_from = position if position < cursor.acknowledged else None
         if finding is not Finding.CLONED:
             cursor.state = FeedState()
         cursor.position, cursor.attempt, cursor.reader = position, None, None
+
+    def _tell_restored(self, cursor: Cursor) -> None:
+        """There is something to send again: say so. What the journal has no more nobody can send."""
+        position, cursor.restored_from = cursor.restored_from, None
+        if position is not None:
+            self._journal.append_event(
+                Event(
+                    "", "database_restored", mono_ns(), cursor.feed_id, {"from": position, "to": cursor.acknowledged}
+                ),
+                self._clock(),
+            )
+            log.warning("the database lacks what it had: stretch %s is sent again from %d", cursor.stretch_id, position)
 
     async def _catch_up(self, cursor: Cursor, standing: Standing) -> None:
         """Note in the books what was committed, or rejected, without our hearing of it."""
@@ -305,6 +312,7 @@ class Delivery:
             if not records:
                 cursor.done = not stretch.is_current
                 return
+            self._tell_restored(cursor)
             cursor.attempt = await asyncio.to_thread(
                 prepare,
                 records,

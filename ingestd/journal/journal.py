@@ -175,11 +175,11 @@ class Journal:
                 self.syncs += bool(finished or current)
             except OSError as error:
                 with log.lock:
-                    if log.segment is current:
+                    if log.segment is current or not isinstance(error, FileNotFoundError):
                         log.fail_sync(error)
             else:
                 with log.lock:
-                    if log.segment is None or not log.segment.is_suspect:
+                    if current is not None and log.segment is current and not current.is_suspect:
                         log.synced()
             log.room.prepare()
 

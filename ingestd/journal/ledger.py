@@ -217,7 +217,7 @@ class Ledger:
             stretch.resumed_ns[event.source] = event.ts_ns
         elif event.kind == "gap" and event.key == "down":
             for each in self.stretches.values():
-                if each.resumed_ns.get(event.source) == event.payload.get("to_ns"):
+                if event.source in each.resumed_ns and each.resumed_ns[event.source] == event.payload.get("to_ns"):
                     del each.resumed_ns[event.source]
 
     def _apply_bookkeeping(self, kind: Kind, value: Mapping[str, Any], writer: StretchAccount) -> None:

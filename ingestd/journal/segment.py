@@ -225,7 +225,7 @@ def read_segment(
     blocks that the disk cannot read are damage like any other, and it is called with what the disk says.
     """
     with path.open("rb") as file:
-        if header is not None and _is_another(_read(file, 0, HEADER_BYTES, on_refusal), header):
+        if header is not None and is_another(_read(file, 0, HEADER_BYTES, on_refusal), header):
             raise Replaced(path.name)
         data = _read(file, start, end, on_refusal)
     return _items(path, start, data)
@@ -260,7 +260,7 @@ def _read_around(descriptor: int, start: int, end: int) -> bytes:
     return bytes(data)
 
 
-def _is_another(data: bytes, header: SegmentHeader) -> bool:
+def is_another(data: bytes, header: SegmentHeader) -> bool:
     """Whether these are the first bytes of another segment. Where they are damaged nobody knows, and it is ours."""
     try:
         there = SegmentHeader.unpack(data, "")

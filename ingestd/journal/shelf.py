@@ -16,6 +16,7 @@ from ingestd.journal.segment import (
     Damage,
     SegmentHeader,
     allocate,
+    is_another,
     is_in_place,
     list_folder,
     pack_ended,
@@ -144,7 +145,11 @@ class Shelf:
 
     def delete(self, segment: Segment) -> None:
         """Delete a segment's file. Raises OSError; a file that is gone already is what was wanted."""
-        segment.path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            with segment.path.open("rb") as file:
+                is_ours = not is_another(file.read(HEADER_BYTES), segment.header)
+            if is_ours:  # Else somebody has put another segment there, which may have frames that nothing else has.
+                segment.path.unlink()
         self.set_aside(segment)
         self._others.pop(segment.path)
 
