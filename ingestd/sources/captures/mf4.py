@@ -109,11 +109,12 @@ def _open_mdf(path: Path, folder: Path) -> Any:
     """
     try:
         import asammdf  # An extra, and a second to import.
-        from asammdf.blocks import mdf_v4
+        from asammdf.blocks import mdf_v4, v4_blocks
     except ImportError as error:
         raise CaptureError(f"{path} is MF4, which needs asammdf", "pip install 'ingestd[mf4]'") from error
     logging.getLogger(asammdf.__name__).setLevel(logging.CRITICAL)  # It logs what it also raises …
-    mdf_v4.print = lambda *_args, **_kwargs: None  # type: ignore[attr-defined]  # … and prints.
+    for module in (mdf_v4, v4_blocks):
+        module.print = lambda *_args, **_kwargs: None  # type: ignore[attr-defined]  # … and prints.
 
     class QuietMDF4(mdf_v4.MDF4):
         def __del__(self) -> None:
