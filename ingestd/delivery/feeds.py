@@ -87,7 +87,7 @@ def judge(cursor: Cursor, standing: Standing | None, machine_id: str, *, known: 
 def is_known(standings: Mapping[str, Standing], stretches: list[Stretch]) -> bool:
     """Whether the database has what was acknowledged of the newest stretch: then it is the one that we know, and whole.
 
-    All older stretches have had a row there before the newest one had its first commit; so one that has none was deleted.
+    Older stretches have had a row there before the newest had its first commit; one without was deleted.
     """
     acknowledged = [stretch for stretch in stretches if stretch.acknowledged > 0]
     if not acknowledged:
