@@ -15,7 +15,7 @@ from tests.books import assert_books, in_metrics, metric
 from tests.disk.devices import DISKS, Mapped, mapped, mounted, run
 from tests.recorder import SMALL_SEGMENTS, Instrument, Recorder, lines_of, wait_until
 
-HEALTHY, BROKEN = f"linear {DISKS[0]} 0", "error"
+HEALTHY, BROKEN = f"linear {DISKS[2]} 0", "error"
 # Without a journal of its own ext4 goes on after an error, and need not be mounted anew.
 MAKE = ("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0")
 FAULT_SECONDS = 3.0
@@ -45,9 +45,9 @@ def is_read_only(_: Mapped, folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize("fault", [refuses_everything, is_read_only])
 def test_a_disk_that_fails_for_a_while(tmp_path: Path, migrated: str, fault: Fault) -> None:
     """What was said is in SQL or counted under its reason, each number once; afterwards it goes on by itself."""
-    run(*MAKE, DISKS[0])
+    run(*MAKE, DISKS[2])
     instrument = Instrument(tmp_path / "instrument", pause_s=0.005)
-    with mapped("faulty", HEALTHY) as device, mounted(device.path, tmp_path / "disk", "ext4") as folder:
+    with mapped("failing", HEALTHY) as device, mounted(device.path, tmp_path / "disk", "ext4") as folder:
         recorder = Recorder(tmp_path, migrated, lines_of(instrument), disk=folder, changes=SMALL_SEGMENTS)
         try:
             recorder.start()
