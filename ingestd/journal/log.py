@@ -144,7 +144,9 @@ class Log:
                 return
             reads = [read for read in account.reads if read.sequence <= position]
             told = settled(committed, rejected, dropped)
-            passed = told if position > account.read_through else total_of(reads, ahead=False)
+            # At the same position again: what is missing behind the last record that there is (`settle_end`).
+            is_told = position > account.read_through or position == account.acknowledged
+            passed = told if is_told else total_of(reads, ahead=False)
             ahead = total_of(reads, ahead=True)
             parts = {"committed": committed, "rejected": rejected, "dropped": dropped, "ahead": ahead}
             value: dict[str, Any] = {"stretch": stretch_id, "position": position}

@@ -106,8 +106,11 @@ def _newest_state(stock: Stock) -> tuple[int, int | None]:
     """The index of the segment with the newest whole STATE, and which of its records that begins with."""
     for index in reversed(range(len(stock.segments))):
         found, begin, parts = None, 0, 0
-        for ordinal, item in enumerate(_items(stock, stock.segments[index]) or ()):
-            if not isinstance(item, Record) or item.kind is not Kind.STATE:
+        segment = stock.segments[index]
+        items = _items(stock, segment) or []
+        stale = _stale(items, segment.header)
+        for ordinal, item in enumerate(items):
+            if not isinstance(item, Record) or item.kind is not Kind.STATE or ordinal in stale:
                 parts = 0
                 continue
             state = item.json()
@@ -117,6 +120,18 @@ def _newest_state(stock: Stock) -> tuple[int, int | None]:
         if found is not None:
             return index, found
     return 0, None
+
+
+def _stale(items: list[Record | Damage], header: SegmentHeader) -> set[int]:
+    """Which records come behind later ones: an old page in the place of another, that says what is true no more."""
+    stale, last = set(), header.sequence_first - 1
+    for ordinal, item in enumerate(items):
+        if isinstance(item, Damage):
+            continue
+        if item.sequence < last + item.kind.is_numbered:
+            stale.add(ordinal)
+        last = max(last, item.sequence)
+    return stale
 
 
 def _items(stock: Stock, segment: Segment) -> list[Record | Damage] | None:
@@ -137,7 +152,7 @@ def _apply(stock: Stock, segment: Segment, state_at: int | None) -> None:
     ledger, end = stock.ledger, HEADER_BYTES
     if (items := _items(stock, segment)) is None:
         return
-    in_state = False
+    in_state, stale = False, _stale(items, segment.header)
     for ordinal, item in enumerate(items):
         if isinstance(item, Damage):
             end += len(item.data)
@@ -147,6 +162,8 @@ def _apply(stock: Stock, segment: Segment, state_at: int | None) -> None:
                 stock.damages.append(item)
             continue
         end += item.size
+        if ordinal in stale:
+            continue
         in_state = item.kind is Kind.STATE and (ordinal == state_at or in_state)
         if (in_state or item.kind is not Kind.STATE) and ordinal >= (state_at or 0):
             ledger.apply(item, _account(ledger, segment.header))

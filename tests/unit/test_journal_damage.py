@@ -234,6 +234,26 @@ def test_frames_that_only_an_event_behind_them_tells_of(tmp_path: Path) -> None:
     journal.close(ended=True)
 
 
+def test_the_last_frames_of_a_source_are_damaged_and_not_the_last_of_the_stretch(tmp_path: Path) -> None:
+    """That they are missing shows when all was sent: then they are dropped and pending no more, before any restart."""
+    journal = open_journal(tmp_path)
+    for first in (0, 10):
+        journal.append_frames(frames(first, 10), CLOCK)
+        journal.append_frames(frames(first, 10, "gps"), CLOCK)
+    journal.close(ended=True)
+    kill(open_journal(tmp_path))  # Its STATE says how many there were.
+    of_can0 = [each for each in placed(tmp_path / "00000001.journal") if each.record.source == "can0"]
+    of_can0[-1].flip(HEADER.size + 20)
+    journal = open_journal(tmp_path)
+    assert numbers_of(send_all(journal)) == list(range(10))
+    expected = {"can0": Books(20, 10, 0, 0, {"damage": 10}), "gps": Books(20, 20, 0, 0)}
+    assert journal.books() == expected
+    kill(journal)
+    journal = open_journal(tmp_path)
+    assert journal.books() == expected
+    kill(journal)
+
+
 @pytest.mark.parametrize("synced_count", [20, 0], ids=["some are there", "none is there"])
 def test_frames_that_only_their_settlement_tells_of(tmp_path: Path, synced_count: int) -> None:
     """Sent before they were synced, and a power cut took them and left the record that says so: received and sent."""

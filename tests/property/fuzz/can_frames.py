@@ -87,6 +87,16 @@ class Drawn(NamedTuple):
     payload: bytes
 
 
+class Shown:
+    """A database, by its name alone where an example is shown."""
+
+    def __init__(self, it: SignalDatabase) -> None:
+        self.it = it
+
+    def __repr__(self) -> str:
+        return f"<{self.it.name}, {self.it.match}>"
+
+
 @cache
 def _known(corpus: Corpus) -> tuple[SignalDatabase, ...]:
     """The databases of the corpus."""
@@ -140,16 +150,16 @@ def _batch(drawn: Sequence[Drawn], database: SignalDatabase) -> FrameBatch:
 
 def _draw_frames(corpus: Corpus) -> Strategies:
     return {
-        "database": st.sampled_from(_known(corpus)),
+        "database": st.sampled_from(_known(corpus)).map(Shown),
         "frames": _frames,
         "at": st.integers(0, 24),
         "keep_not_available": st.booleans(),
     }
 
 
-def check_frames(database: SignalDatabase, frames: list[Drawn], at: int, keep_not_available: bool) -> None:
+def check_frames(database: Shown, frames: list[Drawn], at: int, keep_not_available: bool) -> None:
     """Every frame is counted once; batches cut otherwise give the same samples; all of it can be stored."""
-    _check_decoding(_batch(frames, database), MessageTable([database]), at, keep_not_available)
+    _check_decoding(_batch(frames, database.it), MessageTable([database.it]), at, keep_not_available)
 
 
 def _check_decoding(batch: FrameBatch, table: MessageTable, at: int, keep_not_available: bool) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hypothesis import strategies as st
 
@@ -50,14 +50,10 @@ class Place(NamedTuple):
 class Written:
     """A journal as it was written. `used` says where the records of each file end."""
 
-    name: str
     files: dict[str, bytes]
     used: dict[str, int]
     places: tuple[Place, ...]
     sent: dict[str, set[int]]  # frames that were acknowledged, or rejected, by source
-
-    def __repr__(self) -> str:
-        return self.name
 
     def frames(self, source: str) -> set[int]:
         """The numbers of all frames in it."""
@@ -117,8 +113,8 @@ def _budget(folder: Path) -> dict[str, set[int]]:
 
 
 @cache
-def _written() -> tuple[Written, ...]:
-    made = []
+def _written() -> dict[str, Written]:
+    made = {}
     for write in (_one_stretch, _many_lives, _budget):
         folder = scratch() / write.__name__
         folder.mkdir()
@@ -132,8 +128,8 @@ def _written() -> tuple[Written, ...]:
                 if each.record.kind is Kind.FRAMES and not name.startswith("rejected"):
                     numbers = frozenset(merge([each.record]).arbitration_id.tolist())
                     places.append(Place(name, each.offset, each.end, each.record.source, numbers))
-        made.append(Written(write.__name__.strip("_"), files, used, tuple(places), sent))
-    return tuple(made)
+        made[write.__name__.strip("_")] = Written(files, used, tuple(places), sent)
+    return made
 
 
 def _by_source(records: Iterable[Record]) -> dict[str, set[int]]:
@@ -246,11 +242,12 @@ def _damaged(written: Written, changes: list[Change], begin: int) -> tuple[Path,
 
 
 def _draw(known: tuple[str, ...]) -> Strategies:
-    return {"written": st.sampled_from(_written()), "changes": _changes(known)}
+    return {"name": st.sampled_from(sorted(_written())), "changes": _changes(known)}
 
 
-def check_outside(written: Written, changes: list[Change]) -> None:
+def check_outside(name: str, changes: list[Change]) -> None:
     """Looking, verifying and exporting raise nothing; what is read was written, each frame once and in order."""
+    written = _written()[name]
     folder, _ = _damaged(written, changes, 0)
     found = _read(folder, written)
     result = verify(folder)
@@ -276,17 +273,19 @@ def _read(folder: Path, written: Written) -> dict[str, list[int]]:
     return found
 
 
-def check_in_place(written: Written, changes: list[Change]) -> None:
+def check_in_place(name: str, changes: list[Change]) -> None:
     """Records that no changed byte is in are all read: damage costs what is damaged."""
+    written = _written()[name]
     folder, touched = _damaged(written, changes, HEADER_BYTES)
     found = _read(folder, written)
     for place in written.places:
-        if all(place.file != name or end <= place.begin or place.end <= begin for name, begin, end in touched):
+        if all(place.file != file or end <= place.begin or place.end <= begin for file, begin, end in touched):
             assert place.numbers <= set(found[place.source]), place
 
 
-def check_opening(written: Written, changes: list[Change]) -> None:
+def check_opening(name: str, changes: list[Change]) -> None:
     """It is opened, its books balance, and what is left is sent once; then nothing is pending."""
+    written = _written()[name]
     folder, _ = _damaged(written, changes, 0)
     readable = _read(folder, written)
     journal = open_journal(folder)
@@ -315,8 +314,13 @@ def _draw_in_place(_: Corpus) -> Strategies:
     return _draw(IN_PLACE)
 
 
+# What failed once: the last frames of a source lost, and not the last of their stretch; an old STATE in a later place.
+FOUND: list[dict[str, Any]] = [
+    {"name": "many_lives", "changes": [Change("flip", 1, 510_127, 0, b"")]},
+    {"name": "budget", "changes": [Change("stale page", 3, 57_344, 0, b"")]},
+]
 TARGETS = (
     Target("journal_outside", _draw_outside, check_outside, 60, (MADE_HERE,)),
     Target("journal_in_place", _draw_in_place, check_in_place, 60, (MADE_HERE,)),
-    Target("journal_opening", _draw_outside, check_opening, 60, (MADE_HERE,)),
+    Target("journal_opening", _draw_outside, check_opening, 80, (MADE_HERE,), FOUND),
 )
