@@ -3,7 +3,7 @@
 `DAMAGES` is the table. Each damages a journal that `make` made: one stretch of several full segments, two sources; its
 process was killed before anything was sent. Whoever opens it afterwards must get every frame that is not `lost` or
 `untold`, once; `lost` is counted as dropped for `damage`, of the right source; and people are told where to look.
-tests/unit/test_journal_damage.py checks that at the journal, tests/adversity/test_damaged_journal.py with a daemon and SQL.
+tests/unit/test_journal_damage.py checks that at the journal, tests/adversity/test_damaged_journal.py with a daemon.
 """
 
 from __future__ import annotations
