@@ -59,7 +59,7 @@ def test_both_copies_go_on(
     tmp_path: Path, migrated: str, proxy: Proxy, instrument: Instrument, second: Instrument,
     changes: str, is_away: bool, is_killed: bool,
 ) -> None:  # fmt: skip
-    """All that either has received is stored; at most what was in both and not sent is there twice, and that is said."""
+    """All that either has received is stored; only what was in both, and not sent, may be there twice; that is said."""
     dsn = through(proxy, migrated)
     one = Recorder(tmp_path, dsn, lines_of(instrument), changes=SAME_NAME)
     two = Recorder(tmp_path / "second", dsn, lines_of(second), changes=changes)
