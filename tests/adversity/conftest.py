@@ -1,4 +1,4 @@
-"""What the tests of adversity share: an instrument that talks, and servers that they may hurt."""
+"""What the tests of adversity share: an instrument that talks, and servers and a network that they may hurt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from ingestd.store import embedded, migrate
 from tests.conftest import on_database, psql
 from tests.recorder import Instrument
+from tests.torture.proxy import Proxy
 
 
 @pytest.fixture
@@ -25,6 +27,27 @@ def instrument(tmp_path: Path) -> Iterator[Instrument]:
     device.start()
     yield device
     device.close()
+
+
+@pytest.fixture
+def proxy(migrated: str) -> Iterator[Proxy]:
+    """A network in front of the database of `migrated`."""
+    parts = urlsplit(migrated)
+    where = parse_qs(parts.query)
+    if "host" in where:
+        upstream: str | tuple[str, int] = f"{where['host'][0]}/.s.PGSQL.{where['port'][0]}"
+    else:  # INGESTD_TEST_DSN
+        upstream = (parts.hostname or "localhost", parts.port or 5432)
+    wire = Proxy(upstream)
+    yield wire
+    wire.close()
+
+
+def through(proxy: Proxy, dsn: str) -> str:
+    """The DSN of the same database behind the proxy."""
+    parts = urlsplit(dsn)
+    user = parts.netloc.rpartition("@")[0]
+    return f"postgresql://{user}@127.0.0.1:{proxy.port}{parts.path}?sslmode=disable"
 
 
 @pytest.fixture

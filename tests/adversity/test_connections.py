@@ -6,10 +6,10 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.adversity.conftest import through
 from tests.books import assert_books, in_metrics
 from tests.conftest import psql
 from tests.recorder import Instrument, Recorder, lines_of, stored, wait_until
@@ -26,25 +26,9 @@ OPEN = (
 
 
 @pytest.fixture
-def proxy(migrated: str) -> Iterator[Proxy]:
-    parts = urlsplit(migrated)
-    where = parse_qs(parts.query)
-    if "host" in where:
-        upstream: str | tuple[str, int] = f"{where['host'][0]}/.s.PGSQL.{where['port'][0]}"
-    else:  # INGESTD_TEST_DSN
-        upstream = (parts.hostname or "localhost", parts.port or 5432)
-    wire = Proxy(upstream)
-    yield wire
-    wire.close()
-
-
-@pytest.fixture
 def recorder(tmp_path: Path, migrated: str, proxy: Proxy, instrument: Instrument) -> Iterator[Recorder]:
     """A daemon that records, and commits through the proxy."""
-    parts = urlsplit(migrated)
-    user = parts.netloc.rpartition("@")[0]
-    dsn = f"postgresql://{user}@127.0.0.1:{proxy.port}{parts.path}?sslmode=disable"
-    daemon = Recorder(tmp_path, dsn, lines_of(instrument))
+    daemon = Recorder(tmp_path, through(proxy, migrated), lines_of(instrument))
     daemon.start()
     try:
         wait_until(lambda: len(stored(migrated)) > 100, "first frames", more=daemon.log)
