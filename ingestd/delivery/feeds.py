@@ -62,6 +62,11 @@ class Cursor:
     confirmed: bool = False  # whether its position was compared with the database since the connection was opened
     done: bool = False  # nothing more will come of it
 
+    @property
+    def is_resent(self) -> bool:
+        """Whether what comes next was acknowledged once."""
+        return self.position < self.acknowledged
+
 
 def judge(cursor: Cursor, standing: Standing | None, machine_id: str, *, known: bool) -> Finding:
     """What to do with a feed. `known`: the database has what we had last committed, so it is the one we know."""
