@@ -21,13 +21,13 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ingestd.backoff import Backoff
 from ingestd.clock import mono_ns
 from ingestd.delivery.feeds import BATCH_BYTES_MIN, Cursor, Finding, is_known, judge, new_feed_id, placeholder
-from ingestd.delivery.transactions import FeedState, Prepared, prepare, prepare_end, prepare_rejected
+from ingestd.delivery.transactions import FeedState, Lost, Prepared, prepare, prepare_end, prepare_rejected
 from ingestd.errors import FeedError, IngestdError, StoreError, StoreRejected, StoreUnavailable
 from ingestd.journal import Journal, ReadResult, Record, Stretch, StretchReader
 from ingestd.metrics import Histogram
@@ -48,8 +48,6 @@ REPORT_SECONDS = 60.0  # how often a fault that lasts is said again
 
 QUERY_CANCELED = "57014"
 TOO_MUCH = ("53", QUERY_CANCELED)  # What a smaller batch may be spared.
-
-Lost = Mapping[str, Mapping[str, int]]  # frames by source and reason
 
 log = logging.getLogger(__name__)
 
@@ -322,7 +320,7 @@ class Delivery:
                 position=cursor.position,
                 completed=not stretch.is_current and records[-1].sequence >= stretch.last_sequence,
                 store_frames=self._store_frames,
-                is_resent=cursor.is_resent,
+                acknowledged=self._acknowledged(cursor),
             )
         except Exception as error:
             if not result.records:
@@ -338,6 +336,11 @@ class Delivery:
             cursor.bytes_max = max(cursor.bytes_max // 2, BATCH_BYTES_MIN)
         elif signals_count < BATCH_SIGNALS // 3:
             cursor.bytes_max = min(cursor.bytes_max * 2, BATCH_BYTES_MAX)
+
+    def _acknowledged(self, cursor: Cursor) -> dict[str, int]:
+        """Frames of each source that were acknowledged once, where they are sent again."""
+        tallies = self._journal.tallies(cursor.stretch_id) if cursor.is_resent else {}
+        return {source: tally.passed for source, tally in tallies.items()}
 
     def _prepare_end(self, cursor: Cursor, stretch: Stretch, lost: Lost) -> None:
         """There is nothing more to read: if nothing more will come, the feed is complete, whatever is missing of it."""
@@ -451,7 +454,7 @@ class Delivery:
                 self._rejected_count, cursor.stretch_id, record.sequence, record.source, record.frames_count, error,
             )  # fmt: skip
         cursor.attempt = prepare_rejected(
-            record, lost, cursor.state, position=cursor.position, is_resent=cursor.is_resent
+            record, lost, cursor.state, position=cursor.position, acknowledged=self._acknowledged(cursor)
         )
 
     def _keep(self, cursor: Cursor, error: IngestdError) -> bool:

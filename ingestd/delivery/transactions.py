@@ -33,6 +33,8 @@ GAP_MEMORY_NS = 60_000_000_000  # A channel that is silent for longer after a ga
 REJECTED_REMEMBERED_MAX = 1000
 DECODER_FAILURES_MAX = 16  # in one batch; what is left of it is stored undecoded
 
+Lost = Mapping[str, Mapping[str, int]]  # frames by source and reason
+
 log = logging.getLogger(__name__)
 
 
@@ -80,10 +82,14 @@ class FeedState:
             "last": self.last,
         }
 
+    def known_through(self, source: str) -> int:
+        """How many frames of a source the journal's records have held up to the position."""
+        return 0 if self.through is None else self.through.get(source, 0)
+
     def note(self, record: Record) -> int:
         """The position is behind `record` from now on; how many frames of its source were missing before it."""
         self.through = {} if self.through is None else self.through
-        missing = record.frames_before - self.through.get(record.source, 0)
+        missing = record.frames_before - self.known_through(record.source)
         self.through[record.source] = max(
             self.through.get(record.source, 0), record.frames_before + record.frames_count
         )
@@ -110,6 +116,16 @@ class Prepared:
     is_rejected: bool = False  # only the position moves
 
 
+@dataclass(frozen=True, slots=True)
+class _Hole:
+    """Frames of a source that are missing before a record, and how many of them a database has had that was lost."""
+
+    record: Record
+    from_ns: int | None  # the stamp of the last frame before
+    frames_count: int
+    restored_count: int
+
+
 @dataclass(slots=True)
 class _Piece:
     """Records of frames of one source without a gap between them, and whether there was one before the first."""
@@ -128,23 +144,23 @@ class _Run:
 
 def prepare(
     records: Sequence[Record],
-    lost: Mapping[str, Mapping[str, int]],
+    lost: Lost,
     state: FeedState,
     decoders: Decoders,
     *,
     position: int,
     completed: bool,
     store_frames: bool,
-    is_resent: bool = False,
+    acknowledged: Mapping[str, int] | None = None,
 ) -> Prepared:
     """The transaction that commits `records`, the next ones after `position` of the feed whose state is `state`.
 
-    `lost` are frames that are missing before or among them and are to be counted with it; `is_resent`: what is missing
-    without being among those was in the database once. `state` is left as it is. Runs for as long as decoding takes:
-    call it in a thread.
+    `lost` are frames that are missing before or among them and are to be counted with it. `acknowledged`, where records
+    are sent again: how many frames of each source were in the database once, or counted. `state` is left as it is. Runs
+    for as long as decoding takes: call it in a thread.
     """
     state = FeedState.load(state.as_json())
-    runs, events, sessions = _sort(records, _gaps(records, lost, state, is_resent=is_resent))
+    runs, events, sessions = _sort(records, _gaps(records, lost, state, acknowledged or {}))
     copies: list[CopyData] = []
     groups: dict[int, SignalGroup] = {}
     signals_count, oldest_ns = 0, None
@@ -182,11 +198,16 @@ def prepare(
 
 
 def prepare_rejected(
-    record: Record, lost: Mapping[str, Mapping[str, int]], state: FeedState, *, position: int, is_resent: bool = False
+    record: Record,
+    lost: Lost,
+    state: FeedState,
+    *,
+    position: int,
+    acknowledged: Mapping[str, int] | None = None,
 ) -> Prepared:
     """The transaction that moves the position past a record that PostgreSQL can never take; nothing of it is stored."""
     state = FeedState.load(state.as_json())
-    gaps = _gaps([record], lost, state, is_resent=is_resent)
+    gaps = _gaps([record], lost, state, acknowledged or {})
     for source in {event.source for events in gaps.values() for event in events}:
         state.gaps[source] = Gap()
     state.rejected.append(record.sequence)
@@ -200,7 +221,7 @@ def prepare_rejected(
 def prepare_end(
     stretch: Stretch,
     tallies: Mapping[str, Tally],
-    lost: Mapping[str, Mapping[str, int]],
+    lost: Lost,
     state: FeedState,
     *,
     position: int,
@@ -217,7 +238,8 @@ def prepare_end(
         missing = tally.journalled - through.get(source, 0)
         if missing > 0:
             at_ns, utc_offset_ns = state.last.get(source, (tally.last_ns, 0))
-            parts = _parts(missing, lost.get(source, {}), is_resent=is_resent)
+            told = lost.get(source, {})
+            parts = _parts({"restored" if is_resent else "budget": missing - sum(told.values())}, told)
             events += [
                 StampedEvent(_gap(source, reason, count, at_ns, tally.last_ns), utc_offset_ns)
                 for reason, count in parts.items()
@@ -298,36 +320,39 @@ def _stamped(event: Event, record: Record) -> StampedEvent:
 
 
 def _gaps(
-    records: Sequence[Record], lost: Mapping[str, Mapping[str, int]], state: FeedState, *, is_resent: bool
+    records: Sequence[Record], lost: Lost, state: FeedState, acknowledged: Mapping[str, int]
 ) -> dict[int, list[Event]]:
     """What is missing before which record, by its number. `state` is brought behind the records."""
-    holes: dict[str, list[tuple[Record, int, int | None]]] = {}
+    holes: dict[str, list[_Hole]] = {}
     for record in records:
         if record.kind is Kind.SESSION:
             continue
         from_ns, _ = state.last.get(record.source, (None, 0))
-        is_first = record.source not in holes
+        was_there = state.known_through(record.source)
         missing = state.note(record)
-        if missing > 0 or (is_first and record.source in lost):
-            holes.setdefault(record.source, []).append((record, max(missing, 0), from_ns))
+        if missing > 0 or (record.source in lost and record.source not in holes):
+            restored = min(record.frames_before, acknowledged.get(record.source, 0)) - was_there
+            hole = _Hole(record, from_ns, max(missing, 0), min(max(restored, 0), max(missing, 0)))
+            holes.setdefault(record.source, []).append(hole)
     found: dict[int, list[Event]] = {}
     for source, of_source in holes.items():
         told = lost.get(source, {})
-        missing = max(sum(count for _, count, _ in of_source), sum(told.values()))
-        parts = _parts(missing, told, is_resent=is_resent)
-        _say_if_gone(source, parts)
-        for record, count, from_ns in of_source:
-            is_last = record is of_source[-1][0]
-            for reason, part in _take(parts, sum(parts.values()) if is_last else count).items():
-                gap = _gap(source, reason, part, from_ns, record.ts_ns)
-                found.setdefault(record.sequence, []).append(gap)
-    return found
+        unsaid = sum(hole.frames_count - hole.restored_count for hole in of_source) - sum(told.values())
+        parts = _parts({"budget": unsaid}, told)
+        for hole in of_source:
+            here = _parts({"restored": hole.restored_count}, {})
+            is_last = hole is of_source[-1]
+            here |= _take(parts, sum(parts.values()) if is_last else hole.frames_count - hole.restored_count)
+            found.setdefault(hole.record.sequence, []).extend(
+                _gap(source, reason, count, hole.from_ns, hole.record.ts_ns) for reason, count in here.items()
+            )
+            _say_if_gone(source, here)
+    return {sequence: gaps for sequence, gaps in found.items() if gaps}
 
 
-def _parts(missing: int, lost: Mapping[str, int], *, is_resent: bool) -> dict[str, int]:
+def _parts(unsaid: Mapping[str, int], lost: Mapping[str, int]) -> dict[str, int]:
     """Missing frames by reason. What was counted before comes first: the oldest is removed first, or was sent once."""
-    counted = missing - sum(lost.values())
-    parts = Counter({"restored" if is_resent else "budget": max(counted, 0)})
+    parts = Counter({reason: max(count, 0) for reason, count in unsaid.items()})
     parts.update(lost)
     return {reason: count for reason, count in parts.items() if count}
 

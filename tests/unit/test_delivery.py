@@ -188,16 +188,18 @@ def test_what_the_journal_has_dropped_is_told_where_it_is_missing(journal: Journ
     journal.append_frames(frames("a", 20, 21, 22), CLOCK)
     journal.append_frames(frames("a", 30), CLOCK)
     session, first, _, third = records(journal)
-    for is_resent, reason in ((False, "budget"), (True, "restored")):
+    for acknowledged, reason in (({}, "budget"), ({"a": 6}, "restored")):
         begun = prepare([session, first], {}, FeedState(), Echoes(), position=0, completed=False, store_frames=True)
         assert not begun.batch.events
         state = FeedState.load(begun.batch.decoder_state)
         result = prepare(
-            [third], {}, state, Echoes(), position=2, completed=False, store_frames=True, is_resent=is_resent
+            [third], {}, state, Echoes(), position=2, completed=False, store_frames=True, acknowledged=acknowledged
         )
         assert gaps_of(result) == [(11, reason, {"reason": reason, "frames": 3, "from_ns": 11, "to_ns": 30})]
         assert result.dropped == {}
         assert FeedState.load(result.batch.decoder_state).gaps["a"].since_ns == 30
+    both = prepare([third], {}, state, Echoes(), position=2, completed=False, store_frames=True, acknowledged={"a": 3})
+    assert [(key, payload["frames"]) for _, key, payload in gaps_of(both)] == [("restored", 1), ("budget", 2)]
     mixed = prepare([third], {"a": {"damage": 1}}, state, Echoes(), position=2, completed=False, store_frames=True)
     assert [(key, payload["frames"]) for _, key, payload in gaps_of(mixed)] == [("budget", 2), ("damage", 1)]
     rejected = prepare_rejected(third, {"a": {"damage": 3}}, state, position=2)
