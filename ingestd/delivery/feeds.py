@@ -63,6 +63,11 @@ class Cursor:
     done: bool = False  # nothing more will come of it
     restored_from: int | None = None  # whence it is sent again to a database that lacks what it had; until that is said
 
+    @property
+    def is_resent(self) -> bool:
+        """Whether what comes next was acknowledged once."""
+        return self.position < self.acknowledged
+
 
 def judge(cursor: Cursor, standing: Standing | None, machine_id: str, *, known: bool) -> Finding:
     """What to do with a feed. `known`: the database has what we had last committed, so it is the one we know."""

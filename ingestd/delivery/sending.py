@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from ingestd.backoff import Backoff
 from ingestd.clock import mono_ns
 from ingestd.delivery.feeds import BATCH_BYTES_MIN, Cursor, Finding, is_known, judge, new_feed_id, placeholder
-from ingestd.delivery.transactions import FeedState, Prepared, prepare, prepare_rejected
+from ingestd.delivery.transactions import FeedState, Lost, Prepared, prepare, prepare_end, prepare_rejected
 from ingestd.errors import FeedError, IngestdError, StoreError, StoreRejected, StoreUnavailable
 from ingestd.journal import Journal, ReadResult, Record, Stretch, StretchReader
 from ingestd.metrics import Histogram
@@ -89,7 +89,7 @@ class Delivery:
         self._store_frames = store_frames
         self._cursors: dict[str, Cursor] = {}
         self._known: bool | None = None  # whether it is the database we know, since the connection was opened
-        self._behind: set[str] = set()  # stretches of which it has less than it had
+        self._behind: set[str] = set()  # stretches of which it has less than it had, or does not know the end
         self._stopping = False
         self._down_since = time.monotonic()  # … or since the last commit
         self._said: dict[str, tuple[str, float]] = {}  # what was said when, by stretch; "" is the database as a whole
@@ -196,6 +196,7 @@ class Delivery:
         if not self._writer.is_open:
             await self._writer.open()
         stretches = self._journal.stretches()
+        self._cursors = {each.id: self._cursors[each.id] for each in stretches if each.id in self._cursors}
         standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
         known = is_known(standings, stretches)
         owed = [each for each in stretches if each.feed_id not in standings and not (known and each.acknowledged)]
@@ -205,7 +206,8 @@ class Delivery:
         self._behind = {
             stretch.id
             for stretch in stretches
-            if stretch.feed_id in standings and standings[stretch.feed_id].position < stretch.acknowledged
+            if (standing := standings.get(stretch.feed_id)) is not None
+            and (standing.position < stretch.acknowledged or not (stretch.is_current or standing.is_completed))
         }
         self._known = known
         if not self._said:
@@ -250,6 +252,10 @@ class Delivery:
             await self._begin_again(cursor, stretch, finding, standing.position if standing else 0)
         if standing is not None and finding is not Finding.CLONED and cursor.reader is None:
             cursor.state = FeedState.load(standing.decoder_state)
+        if cursor.state.through is None:  # Nothing was committed under this id, or by a version that did not note it.
+            tallies = self._journal.tallies(cursor.stretch_id) if cursor.position == cursor.acknowledged else {}
+            held = {source: counts.frames for source, counts in cursor.state.counts.items()}
+            cursor.state.through = {source: tally.passed for source, tally in tallies.items()} or held
         if cursor.reader is None:
             cursor.reader = self._journal.reader(cursor.stretch_id, cursor.position)
         cursor.confirmed = True
@@ -305,12 +311,12 @@ class Delivery:
         reader, decoders, began = cursor.reader, self.decoders, time.monotonic()
         assert reader is not None
         assert decoders is not None
-        records: list[Record] = []
+        result = ReadResult()
         try:
             result = await asyncio.to_thread(_read, reader, cursor.bytes_max, cursor.records_max)
             records = result.records
             if not records:
-                cursor.done = not stretch.is_current
+                self._prepare_end(cursor, stretch, result.lost)
                 return
             self._tell_restored(cursor)
             cursor.attempt = await asyncio.to_thread(
@@ -322,12 +328,14 @@ class Delivery:
                 position=cursor.position,
                 completed=not stretch.is_current and records[-1].sequence >= stretch.last_sequence,
                 store_frames=self._store_frames,
+                acknowledged=self._acknowledged(cursor),
             )
         except Exception as error:
-            if not records:
+            if not result.records:
                 reader.rewind(cursor.position)
                 raise
-            self._refuse(cursor, records, StoreRejected(f"it cannot be prepared: {type(error).__name__}: {error}"))
+            refused = StoreRejected(f"it cannot be prepared: {type(error).__name__}: {error}")
+            self._refuse(cursor, result.records, result.lost, refused)
             return
         cursor.failures, cursor.attempt_at = 0, began
         cursor.attempt_is_all = sum(record.size for record in records) < cursor.bytes_max
@@ -336,6 +344,21 @@ class Delivery:
             cursor.bytes_max = max(cursor.bytes_max // 2, BATCH_BYTES_MIN)
         elif signals_count < BATCH_SIGNALS // 3:
             cursor.bytes_max = min(cursor.bytes_max * 2, BATCH_BYTES_MAX)
+
+    def _acknowledged(self, cursor: Cursor) -> dict[str, int]:
+        """Frames of each source that were acknowledged once, where they are sent again."""
+        tallies = self._journal.tallies(cursor.stretch_id) if cursor.is_resent else {}
+        return {source: tally.passed for source, tally in tallies.items()}
+
+    def _prepare_end(self, cursor: Cursor, stretch: Stretch, lost: Lost) -> None:
+        """There is nothing more to read: if nothing more will come, the feed is complete, whatever is missing of it."""
+        if stretch.is_current:
+            return
+        tallies, is_resent = self._journal.tallies(stretch.id), cursor.is_resent
+        cursor.attempt = prepare_end(
+            stretch, tallies, lost, cursor.state, position=cursor.position, is_resent=is_resent
+        )
+        cursor.acknowledged = cursor.attempt.batch.position_new  # The journal has settled what was missing.
 
     async def _commit(self, cursor: Cursor, stretch: Stretch) -> None:
         attempt = cursor.attempt
@@ -346,7 +369,7 @@ class Delivery:
         except StoreError as error:
             if not await self._is_at_fault(cursor, error):
                 raise
-            self._refuse(cursor, attempt.records, error)
+            self._refuse(cursor, attempt.records, attempt.dropped, error)
             return
         self._settle(cursor, attempt)
         self._committed(cursor)
@@ -412,7 +435,7 @@ class Delivery:
             return True
         return cursor.failures >= FAILURES_MAX and await self._writer.takes_writes()
 
-    def _refuse(self, cursor: Cursor, records: Sequence[Record], error: StoreError) -> None:
+    def _refuse(self, cursor: Cursor, records: Sequence[Record], lost: Lost, error: StoreError) -> None:
         """The database, or our own encoder, cannot take these: try half of them. A record that is alone is rejected."""
         self.status.failures += 1
         assert cursor.reader is not None
@@ -438,7 +461,9 @@ class Delivery:
                 " (`ingestd journal export --rejected`)",
                 self._rejected_count, cursor.stretch_id, record.sequence, record.source, record.frames_count, error,
             )  # fmt: skip
-        cursor.attempt = prepare_rejected(record, cursor.state, position=cursor.position, completed=False)
+        cursor.attempt = prepare_rejected(
+            record, lost, cursor.state, position=cursor.position, acknowledged=self._acknowledged(cursor)
+        )
 
     def _keep(self, cursor: Cursor, error: IngestdError) -> bool:
         """Try a stretch again later, for ever; whether this was said now."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,18 +22,18 @@ import numpy as np
 
 from ingestd.chunks import Placement, encode_frames, encode_signals
 from ingestd.decode.can import Counts, Decoded
-from ingestd.journal import Kind, Record, merge
+from ingestd.journal import Kind, Record, Stretch, Tally, merge
 from ingestd.model import BATCH_FRAMES_MAX, Clock, CopyData, Event, FrameBatch, Quality, SignalBatch, SignalGroup
 from ingestd.pipeline import Decoders
 from ingestd.store.writer import FeedBatch, SessionEdit, StampedEvent
 
 GAP_EVENTS = frozenset({"gap", "link_down", "resumed"})  # After these the first sample of every channel is marked.
-TOLD_LATE = frozenset(
-    {"down", "budget"}
-)  # Gaps that are told later than they are: `resumed`, or the reader, marks them.
+TOLD_LATE = frozenset({"down"})  # A gap that is told later than it is: `resumed` marks it.
 GAP_MEMORY_NS = 60_000_000_000  # A channel that is silent for longer after a gap is not marked any more.
 REJECTED_REMEMBERED_MAX = 1000
 DECODER_FAILURES_MAX = 16  # in one batch; what is left of it is stored undecoded
+
+Lost = Mapping[str, Mapping[str, int]]  # frames by source and reason
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,18 @@ class Gap:
 
 @dataclass(slots=True)
 class FeedState:
-    """What goes into `feeds.decoder_state`: totals of the feed by source, and gaps that are still fresh."""
+    """What goes into `feeds.decoder_state`: totals of the feed by source, and gaps that are still fresh.
+
+    `through` and `last` are what the journal's records up to the position say of each source: how many frames there
+    were, and of the last one its stamp and what makes it UTC. So the next record tells what is missing before it,
+    whatever became of it. None: not known.
+    """
 
     counts: dict[str, Counts] = field(default_factory=dict)
     rejected: list[int] = field(default_factory=list)  # the newest records that were
     gaps: dict[str, Gap] = field(default_factory=dict)
+    through: dict[str, int] | None = None
+    last: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @staticmethod
     def load(state: Mapping[str, Any]) -> FeedState:
@@ -60,6 +68,8 @@ class FeedState:
             {source: Counts(**counts) for source, counts in state.get("counts", {}).items()},
             list(state.get("rejected", ())),
             {source: Gap(since_ns, set(seen)) for source, (since_ns, seen) in state.get("gaps", {}).items()},
+            dict(state["through"]) if state.get("through") is not None else None,
+            {source: (ts_ns, utc_offset_ns) for source, (ts_ns, utc_offset_ns) in state.get("last", {}).items()},
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -68,7 +78,24 @@ class FeedState:
             "counts": {source: asdict(counts) for source, counts in self.counts.items()},
             "rejected": self.rejected[-REJECTED_REMEMBERED_MAX:],
             "gaps": {source: [gap.since_ns, sorted(gap.seen)] for source, gap in self.gaps.items()},
+            "through": self.through,
+            "last": self.last,
         }
+
+    def known_through(self, source: str) -> int:
+        """How many frames of a source the journal's records have held up to the position."""
+        return 0 if self.through is None else self.through.get(source, 0)
+
+    def note(self, record: Record) -> int:
+        """The position is behind `record` from now on; how many frames of its source were missing before it."""
+        self.through = {} if self.through is None else self.through
+        missing = record.frames_before - self.known_through(record.source)
+        self.through[record.source] = max(
+            self.through.get(record.source, 0), record.frames_before + record.frames_count
+        )
+        if record.frames_count:
+            self.last[record.source] = record.last_ns, record.clock.utc_offset_ns
+        return missing
 
     @property
     def frames_count(self) -> int:
@@ -89,6 +116,16 @@ class Prepared:
     is_rejected: bool = False  # only the position moves
 
 
+@dataclass(frozen=True, slots=True)
+class _Hole:
+    """Frames of a source that are missing before a record, and how many of them a database has had that was lost."""
+
+    record: Record
+    from_ns: int | None  # the stamp of the last frame before
+    frames_count: int
+    restored_count: int
+
+
 @dataclass(slots=True)
 class _Piece:
     """Records of frames of one source without a gap between them, and whether there was one before the first."""
@@ -107,21 +144,23 @@ class _Run:
 
 def prepare(
     records: Sequence[Record],
-    lost: Mapping[str, Mapping[str, int]],
+    lost: Lost,
     state: FeedState,
     decoders: Decoders,
     *,
     position: int,
     completed: bool,
     store_frames: bool,
+    acknowledged: Mapping[str, int] | None = None,
 ) -> Prepared:
     """The transaction that commits `records`, the next ones after `position` of the feed whose state is `state`.
 
-    `lost` are frames that are missing before or among them. `state` is left as it is. Runs for as long as decoding
-    takes: call it in a thread.
+    `lost` are frames that are missing before or among them and are to be counted with it. `acknowledged`, where records
+    are sent again: how many frames of each source were in the database once, or counted. `state` is left as it is. Runs
+    for as long as decoding takes: call it in a thread.
     """
     state = FeedState.load(state.as_json())
-    runs, events, sessions = _sort(records, lost)
+    runs, events, sessions = _sort(records, _gaps(records, lost, state, acknowledged or {}))
     copies: list[CopyData] = []
     groups: dict[int, SignalGroup] = {}
     signals_count, oldest_ns = 0, None
@@ -158,12 +197,60 @@ def prepare(
     return Prepared(transaction, state, records, lost, oldest_ns, signals_count)
 
 
-def prepare_rejected(record: Record, state: FeedState, *, position: int, completed: bool) -> Prepared:
-    """The transaction that moves the position past a record that PostgreSQL can never take, and stores nothing."""
+def prepare_rejected(
+    record: Record,
+    lost: Lost,
+    state: FeedState,
+    *,
+    position: int,
+    acknowledged: Mapping[str, int] | None = None,
+) -> Prepared:
+    """The transaction that moves the position past a record that PostgreSQL can never take; nothing of it is stored."""
     state = FeedState.load(state.as_json())
+    gaps = _gaps([record], lost, state, acknowledged or {})
+    for source in {event.source for events in gaps.values() for event in events}:
+        state.gaps[source] = Gap()
     state.rejected.append(record.sequence)
-    batch = FeedBatch(position, record.sequence, (), (), _with_token(state), completed, frames_count=state.frames_count)
-    return Prepared(batch, state, [record], {}, None, 0, is_rejected=True)
+    batch = FeedBatch(
+        position, record.sequence, (), (), _with_token(state), frames_count=state.frames_count,
+        session_id=record.session_id, events=[_stamped(gap, record) for gap in gaps.get(record.sequence, ())],
+    )  # fmt: skip
+    return Prepared(batch, state, [record], lost, None, 0, is_rejected=True)
+
+
+def prepare_end(
+    stretch: Stretch,
+    tallies: Mapping[str, Tally],
+    lost: Lost,
+    state: FeedState,
+    *,
+    position: int,
+    is_resent: bool,
+) -> Prepared:
+    """The transaction that completes the feed of a stretch that has ended, of which nothing more can be read.
+
+    `lost` is what is missing at its end and was counted when that was found.
+    """
+    state = FeedState.load(state.as_json())
+    through = state.through or {}
+    events: list[StampedEvent] = []
+    for source, tally in tallies.items():
+        missing = tally.journalled - through.get(source, 0)
+        if missing > 0:
+            at_ns, utc_offset_ns = state.last.get(source, (tally.last_ns, 0))
+            told = lost.get(source, {})
+            parts = _parts({"restored" if is_resent else "budget": missing - sum(told.values())}, told)
+            events += [
+                StampedEvent(_gap(source, reason, count, at_ns, tally.last_ns), utc_offset_ns)
+                for reason, count in parts.items()
+            ]
+            _say_if_gone(source, parts)
+    state.through = {source: tally.journalled for source, tally in tallies.items()}
+    batch = FeedBatch(
+        position, max(position, stretch.last_sequence), (), (), _with_token(state), completed=True,
+        frames_count=state.frames_count, session_id=stretch.session_id, events=events,
+    )  # fmt: skip
+    return Prepared(batch, state, (), {}, None, 0)
 
 
 def _with_token(state: FeedState) -> dict[str, Any]:
@@ -195,14 +282,13 @@ def session_edit(session_id: Any, fields: Mapping[str, Any]) -> SessionEdit:
 
 
 def _sort(
-    records: Sequence[Record], lost: Mapping[str, Mapping[str, int]]
+    records: Sequence[Record], gaps: Mapping[int, Sequence[Event]]
 ) -> tuple[list[_Run], list[StampedEvent], list[Record]]:
-    """Records by what they hold; frames by clock, then source, then gap."""
+    """Records by what they hold; frames by clock, then source, then gap. `gaps`: see `_gaps`."""
     runs: list[_Run] = []
     latest: dict[str, int] = {}  # the run in which a source is
     events: list[StampedEvent] = []
     sessions: list[Record] = []
-    revealing = _revealing(records, lost)
     for record in records:
         if record.kind is Kind.SESSION:
             sessions.append(record)
@@ -213,10 +299,8 @@ def _sort(
             runs.append(_Run(record.clock))
         latest[record.source] = number
         pieces = runs[number].pieces.setdefault(record.source, [])
-        if revealing.get(record.source) == record.sequence:
-            for reason, frames_count in lost[record.source].items():
-                gap = Event(record.source, "gap", record.ts_ns, reason, {"reason": reason, "frames": frames_count})
-                events.append(StampedEvent(gap, record.clock.utc_offset_ns))
+        if record.sequence in gaps:
+            events += [_stamped(gap, record) for gap in gaps[record.sequence]]
             pieces.append(_Piece(after_gap=True))
         if record.kind is Kind.FRAMES:
             if not pieces:
@@ -231,17 +315,70 @@ def _sort(
     return runs, events, sessions
 
 
-def _revealing(records: Sequence[Record], lost: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Of each source that lost frames, the record whose count of the frames before it says so."""
-    found: dict[str, int] = {}
-    expected: dict[str, int] = {}
+def _stamped(event: Event, record: Record) -> StampedEvent:
+    return StampedEvent(event, record.clock.utc_offset_ns)
+
+
+def _gaps(
+    records: Sequence[Record], lost: Lost, state: FeedState, acknowledged: Mapping[str, int]
+) -> dict[int, list[Event]]:
+    """What is missing before which record, by its number. `state` is brought behind the records."""
+    holes: dict[str, list[_Hole]] = {}
     for record in records:
-        if record.source not in lost or record.kind is Kind.SESSION:
+        if record.kind is Kind.SESSION:
             continue
-        if record.source not in found or record.frames_before > expected.get(record.source, record.frames_before):
-            found[record.source] = record.sequence
-        expected[record.source] = record.frames_before + record.frames_count
-    return found
+        from_ns, _ = state.last.get(record.source, (None, 0))
+        was_there = state.known_through(record.source)
+        missing = state.note(record)
+        if missing > 0 or (record.source in lost and record.source not in holes):
+            restored = min(record.frames_before, acknowledged.get(record.source, 0)) - was_there
+            hole = _Hole(record, from_ns, max(missing, 0), min(max(restored, 0), max(missing, 0)))
+            holes.setdefault(record.source, []).append(hole)
+    found: dict[int, list[Event]] = {}
+    for source, of_source in holes.items():
+        told = lost.get(source, {})
+        unsaid = sum(hole.frames_count - hole.restored_count for hole in of_source) - sum(told.values())
+        parts = _parts({"budget": unsaid}, told)
+        for hole in of_source:
+            here = _parts({"restored": hole.restored_count}, {})
+            is_last = hole is of_source[-1]
+            here |= _take(parts, sum(parts.values()) if is_last else hole.frames_count - hole.restored_count)
+            found.setdefault(hole.record.sequence, []).extend(
+                _gap(source, reason, count, hole.from_ns, hole.record.ts_ns) for reason, count in here.items()
+            )
+            _say_if_gone(source, here)
+    return {sequence: gaps for sequence, gaps in found.items() if gaps}
+
+
+def _parts(unsaid: Mapping[str, int], lost: Mapping[str, int]) -> dict[str, int]:
+    """Missing frames by reason. What was counted before comes first: the oldest is removed first, or was sent once."""
+    parts = Counter({reason: max(count, 0) for reason, count in unsaid.items()})
+    parts.update(lost)
+    return {reason: count for reason, count in parts.items() if count}
+
+
+def _take(parts: dict[str, int], count: int) -> dict[str, int]:
+    """So many of the parts, the first ones first; they are taken away."""
+    taken: dict[str, int] = {}
+    for reason in list(parts):
+        if part := min(count, parts[reason]):
+            taken[reason] = part
+            parts[reason] -= part
+            count -= part
+    return taken
+
+
+def _gap(source: str, reason: str, frames_count: int, from_ns: int | None, to_ns: int) -> Event:
+    """Frames that were received and are nowhere any more."""
+    payload: dict[str, Any] = {"reason": reason, "frames": frames_count}
+    if from_ns is not None:
+        payload |= {"from_ns": from_ns, "to_ns": max(from_ns, to_ns)}
+    return Event(source, "gap", to_ns if from_ns is None else from_ns, reason, payload)
+
+
+def _say_if_gone(source: str, parts: Mapping[str, int]) -> None:
+    if count := parts.get("restored"):
+        log.warning("neither the database nor the journal has them any more source=%s frames=%d", source, count)
 
 
 def _batches(run: _Run, state: FeedState) -> Iterator[FrameBatch]:

@@ -23,7 +23,7 @@ from outside.
 
 from __future__ import annotations
 
-from ingestd.journal.journal import Journal, LastSession, Recovery, Stretch
+from ingestd.journal.journal import Journal, LastSession, Recovery, Stretch, Tally
 from ingestd.journal.log import SessionInfo
 from ingestd.journal.reader import ReadResult, StretchReader
 from ingestd.journal.record import Kind, Record, merge
@@ -38,5 +38,6 @@ __all__ = [
     "SessionInfo",
     "Stretch",
     "StretchReader",
+    "Tally",
     "merge",
 ]

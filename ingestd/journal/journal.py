@@ -70,6 +70,14 @@ class Stretch(NamedTuple):
     bytes: int
 
 
+class Tally(NamedTuple):
+    """Frames of one source in a stretch: in all records, in those up to the acknowledged position; its last stamp."""
+
+    journalled: int
+    passed: int
+    last_ns: int
+
+
 class Journal:
     """A folder of segments, held by this process."""
 
@@ -283,6 +291,17 @@ class Journal:
                 )
                 for account in self._log.ledger.stretches.values()
             ]  # fmt: skip
+
+    def tallies(self, stretch_id: str) -> dict[str, Tally]:
+        """How many frames of each source a stretch has had, whatever became of them."""
+        with self._log.lock:
+            account = self._log.ledger.stretches.get(stretch_id)
+            if account is None:
+                return {}
+            return {
+                source: Tally(count, account.passed[source], account.last_ns.get(source, 0))
+                for source, count in account.journalled.items()
+            }
 
     def reader(self, stretch_id: str, after: int) -> StretchReader:
         """Read a stretch's records with numbers greater than `after`. One reader of a stretch at a time.

@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 
 from ingestd.backoff import Backoff
 from ingestd.journal.ledger import Ledger, Lost, StretchAccount, settled, total_of
-from ingestd.journal.losses import Losses, WaitingEvent, gap
+from ingestd.journal.losses import Losses, WaitingEvent
 from ingestd.journal.record import (
     HEADER,
     NO_CLOCK,
@@ -168,20 +168,18 @@ class Log:
                 self.write_bookkeeping(Kind.FEED, value)
                 account.feed_id = feed_id
 
-    def settle_end(self, account: StretchAccount, seen: Mapping[str, int], sequence: int) -> None:
+    def settle_end(self, account: StretchAccount, seen: Mapping[str, int], sequence: int) -> dict[str, dict[str, int]]:
         """Everything there is of a stretch that has ended was read, up to `sequence`: settle what is missing behind it.
 
-        `seen` counts the frames of each source that were there, or are known to be lost.
+        `seen` counts the frames of each source that were there, or are known to be lost. Returns what is lost.
         """
         if account.acknowledged < sequence or account.is_settled:
-            return
+            return {}
         reason = "budget" if account.removed_through > sequence else "damage"
         missing = {source: through - seen[source] for source, through in account.journalled.items()}
         dropped = {source: {reason: count} for source, count in missing.items() if count > 0}
         self.acknowledge(account.id, account.sequence_last, {}, {}, dropped)
-        for source in dropped:
-            at_ns = account.last_ns.get(source, 0)
-            self.append_event(gap(source, reason, missing[source], at_ns, at_ns), NO_CLOCK, {})
+        return dropped
 
     def _append(self, kind: Kind, payload: bytes, source: str = "", clock: Clock = NO_CLOCK, ts_ns: int = 0,
                 frames_count: int = 0, frames_before: int = 0) -> str:  # fmt: skip

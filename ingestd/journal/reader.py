@@ -32,7 +32,10 @@ REFUSED_SECONDS = 60.0
 
 @dataclass(slots=True)
 class ReadResult:
-    """Records, and frames that are missing before them, by source and reason (`damage`, `budget`)."""
+    """Records, and frames that are missing before them, by source and reason (`damage`, `budget`).
+
+    Without records: frames that are missing at the end of a stretch, which is settled with this.
+    """
 
     records: list[Record] = field(default_factory=list)
     lost: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -83,7 +86,7 @@ class StretchReader:
                 account.reads.extend(read for read in reads if read.sequence > account.read_through)
                 account.read_through = max(account.read_through, self._sequence)
                 if not result.records and has_ended:
-                    self._log.settle_end(account, self._expected + self._ahead, self._sequence)
+                    result.lost = self._log.settle_end(account, self._expected + self._ahead, self._sequence)
             return result
 
     def _begin(self, after: int) -> None:

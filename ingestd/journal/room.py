@@ -6,8 +6,9 @@ before anything was removed. Room is made ahead of need, in the thread that sync
 1. segments with nothing unacknowledged, the oldest first;
 2. rejected records and damage kept aside, if they take more than a quarter of the budget;
 3. by the policy `drop-oldest`, the oldest segment there is. What was not acknowledged in it is measured, written down
-   in a REMOVED record and as a gap, and that is made durable before the file is deleted. What a reader has handed
-   out of it is not counted: it is still on its way.
+   in a REMOVED record, and that is made durable before the file is deleted. What a reader has handed out of it is not
+   counted: it is still on its way. No event tells of it, for that might have to make room itself: the next record that
+   is read says how many frames were before it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ingestd.journal.ledger import StretchAccount
-from ingestd.journal.losses import gap
 from ingestd.journal.record import Kind, Record
 from ingestd.journal.recovery import Segment
 from ingestd.journal.segment import Replaced, ignore, is_in_place, read_segment, segment_name, sync_folder
-from ingestd.model import Clock
 
 if TYPE_CHECKING:
     from ingestd.journal.log import Log
@@ -37,9 +36,6 @@ class _Piece:
 
     source: str
     through: int
-    first_ns: int
-    last_ns: int
-    clock: Clock
 
 
 class Room:
@@ -191,7 +187,7 @@ class Room:
         except (OSError, Replaced):
             return []
         return [
-            _Piece(item.source, item.frames_before + item.frames_count, item.ts_ns, item.last_ns, item.clock)
+            _Piece(item.source, item.frames_before + item.frames_count)
             for item in items
             if isinstance(item, Record) and item.kind is Kind.FRAMES
         ]
@@ -224,7 +220,7 @@ class Room:
         log = self._log
         account = log.ledger.stretches[victim.header.stretch_id]
         through = self._sequence_last(victim, account)
-        lost, spans = _lost(pieces, account)
+        lost = _lost(pieces, account)
         self._is_removing = True
         try:
             value = {
@@ -235,8 +231,6 @@ class Room:
             log.ledger.remove(account, through, lost, "budget")
             log.tell_lost({source: {"budget": count} for source, count in lost.items()})
             log.ledger.removing.add(victim.number)
-            for source, (first_ns, last_ns, clock) in spans.items():
-                log.append_event(gap(source, "budget", lost[source], first_ns, last_ns), clock, {})
         finally:
             self._is_removing = False
         return is_written
@@ -262,14 +256,12 @@ class Room:
                 self._log.shelf.delete_other(self._log.shelf.folder / segment_name(number))
 
 
-def _lost(pieces: list[_Piece], account: StretchAccount) -> tuple[dict[str, int], dict[str, tuple[int, int, Clock]]]:
-    """Frames of each source that go with the pieces and are nowhere else, and from when to when they were."""
+def _lost(pieces: list[_Piece], account: StretchAccount) -> dict[str, int]:
+    """Frames of each source that go with the pieces and are nowhere else."""
     lost: dict[str, int] = {}
-    spans: dict[str, tuple[int, int, Clock]] = {}
     for source in sorted({piece.source for piece in pieces}):
         safe = account.passed[source] + account.in_flight(source) + account.ahead[source]
-        gone = [piece for piece in pieces if piece.source == source and piece.through > safe]
-        if gone:
-            lost[source] = max(piece.through for piece in gone) - safe
-            spans[source] = min(p.first_ns for p in gone), max(p.last_ns for p in gone), gone[0].clock
-    return lost, spans
+        through = max(piece.through for piece in pieces if piece.source == source)
+        if through > safe:
+            lost[source] = through - safe
+    return lost

@@ -86,6 +86,7 @@ class Standing:
     position: int
     machine_id: str
     decoder_state: dict[str, Any]
+    is_completed: bool = False
 
 
 class Writer:
@@ -141,11 +142,17 @@ class Writer:
         """How those of the feeds stand that the database knows."""
         async with faults(self._dsn, on_failure=self.terminate):
             rows = await self._open().fetch(
-                "SELECT feed_id, position, machine_id, decoder_state FROM feeds WHERE feed_id = ANY ($1)", feed_ids
+                "SELECT feed_id, position, machine_id, decoder_state, completed_utc IS NOT NULL AS is_completed"
+                " FROM feeds WHERE feed_id = ANY ($1)",
+                feed_ids,
             )
         return {
             row["feed_id"]: Standing(
-                row["feed_id"], row["position"], row["machine_id"], json.loads(row["decoder_state"])
+                row["feed_id"],
+                row["position"],
+                row["machine_id"],
+                json.loads(row["decoder_state"]),
+                row["is_completed"],
             )
             for row in rows
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from ingestd.store import embedded
-from tests.books import assert_books, journal_events
+from ingestd.store import embedded, migrate
+from tests.books import assert_books, in_metrics, journal_events, removed_segments, settle
 from tests.conftest import on_database, psql
 from tests.recorder import Instrument, Recorder, lines_of, stored, wait_until
 
@@ -28,6 +29,14 @@ def dies(*arguments):
     acknowledge(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 Journal.acknowledge = dies
+"""
+# A journal that is full within a second. The configuration allows none so small.
+SMALL_JOURNAL = """
+from ingestd.daemon import service
+opened = service.Journal.open
+def small(*arguments, **options):
+    return opened(*arguments, **{**options, "segment_bytes": 65536, "max_bytes": 8 * 65536})
+service.Journal.open = small
 """
 
 
@@ -66,6 +75,44 @@ def test_killed_while_an_empty_database_is_filled_again(
     recorder.start()
     record(recorder, migrated)
     assert_books(recorder, migrated, {"line": instrument.stop()})
+
+
+@pytest.mark.slow
+def test_failover_to_an_empty_server(tmp_path: Path, own_server: Path) -> None:
+    """Every frame in segments at hand is there again, once; those that are gone are told: where, and how many."""
+    line = Instrument(tmp_path / "line", filler=b"." * 600)
+    dsn = embedded.start(own_server)
+    recorder = Recorder(tmp_path, dsn, lines_of(line), changes=SMALL_JOURNAL)
+    try:
+        recorder.start()
+        line.start()
+        recorder.wait_for("the database takes data")
+        wait_until(lambda: removed_segments(recorder) > 3, "segments that had to make room", more=recorder.log)
+        record(recorder, dsn)
+        embedded.stop(own_server)
+        shutil.rmtree(own_server)
+        assert embedded.start(own_server) == dsn
+        asyncio.run(migrate.upgrade(dsn))
+        record(recorder, dsn)
+        line.stop()
+        settle(recorder)
+        books = in_metrics(recorder)["line"]
+        recorder.stop()
+        assert books.is_balanced
+        assert not books.pending
+        found, at_hand = stored(dsn), recorder.journalled()
+        assert max(found.values()) == max(at_hand.values()) == 1
+        assert set(at_hand) <= set(found)
+        gone = "SELECT coalesce(sum((payload ->> 'frames')::int), 0) FROM events WHERE kind = 'gap' AND key = '{}'"
+        restored, budget = (int(psql(dsn, gone.format(key))) for key in ("restored", "budget"))
+        assert restored > 0
+        assert budget == books.dropped.get("budget", 0), "what came while there was no server, and found no room"
+        assert restored + budget == books.received - len(found)
+        assert "the database lacks what it had" in recorder.log()
+        assert "neither the database nor the journal has them any more source=line" in recorder.log()
+    finally:
+        recorder.close()
+        line.close()
 
 
 @pytest.mark.slow

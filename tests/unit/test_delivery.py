@@ -13,7 +13,7 @@ import pytest
 from ingestd.decode.can import Counts, Decoded
 from ingestd.delivery import transactions
 from ingestd.delivery.feeds import Cursor, Finding, is_known, judge
-from ingestd.delivery.transactions import FeedState, Prepared, prepare, prepare_rejected
+from ingestd.delivery.transactions import FeedState, Prepared, prepare, prepare_end, prepare_rejected
 from ingestd.journal import Journal, Record, SessionInfo, Stretch
 from ingestd.model import Channel, Clock, ClockState, Event, FrameBatch, Quality, SignalBatch, SignalGroup
 from ingestd.store.writer import FeedBatch, Standing
@@ -178,6 +178,52 @@ def test_frames_that_the_journal_lost_become_an_event_and_a_gap(journal: Journal
     assert result.dropped == {"a": {"damage": 7}}
 
 
+def gaps_of(prepared: Prepared) -> list[tuple[int, str, dict[str, Any]]]:
+    return [(each.event.ts_ns, each.event.key, dict(each.event.payload)) for each in prepared.batch.events]
+
+
+def test_what_the_journal_has_dropped_is_told_where_it_is_missing(journal: Journal) -> None:
+    """Frames that are in the books already: an event between the last frame before and the first behind, and a mark."""
+    journal.append_frames(frames("a", 10, 11), CLOCK)
+    journal.append_frames(frames("a", 20, 21, 22), CLOCK)
+    journal.append_frames(frames("a", 30), CLOCK)
+    session, first, _, third = records(journal)
+    for acknowledged, reason in (({}, "budget"), ({"a": 6}, "restored")):
+        begun = prepare([session, first], {}, FeedState(), Echoes(), position=0, completed=False, store_frames=True)
+        assert not begun.batch.events
+        state = FeedState.load(begun.batch.decoder_state)
+        result = prepare(
+            [third], {}, state, Echoes(), position=2, completed=False, store_frames=True, acknowledged=acknowledged
+        )
+        assert gaps_of(result) == [(11, reason, {"reason": reason, "frames": 3, "from_ns": 11, "to_ns": 30})]
+        assert result.dropped == {}
+        assert FeedState.load(result.batch.decoder_state).gaps["a"].since_ns == 30
+    both = prepare([third], {}, state, Echoes(), position=2, completed=False, store_frames=True, acknowledged={"a": 3})
+    assert [(key, payload["frames"]) for _, key, payload in gaps_of(both)] == [("restored", 1), ("budget", 2)]
+    mixed = prepare([third], {"a": {"damage": 1}}, state, Echoes(), position=2, completed=False, store_frames=True)
+    assert [(key, payload["frames"]) for _, key, payload in gaps_of(mixed)] == [("budget", 2), ("damage", 1)]
+    rejected = prepare_rejected(third, {"a": {"damage": 3}}, state, position=2)
+    assert [(key, payload["frames"]) for _, key, payload in gaps_of(rejected)] == [("damage", 3)]
+    assert rejected.dropped == {"a": {"damage": 3}}
+
+
+def test_a_stretch_of_which_the_end_is_gone_is_completed(journal: Journal) -> None:
+    """Its feed ends where the stretch does, and what is missing is told from the last frame that was stored."""
+    journal.append_frames(frames("a", 10, 11), CLOCK)
+    journal.append_frames(frames("a", 20, 21, 22), CLOCK)
+    session, first, _ = records(journal)
+    begun = prepare([session, first], {}, FeedState(), Echoes(), position=0, completed=False, store_frames=True)
+    [stretch] = journal.stretches()
+    tallies = journal.tallies(stretch.id)
+    end = prepare_end(stretch, tallies, {"a": {"damage": 3}}, begun.state, position=2, is_resent=False)
+    assert (end.batch.position_old, end.batch.position_new, end.batch.completed) == (2, 3, True)
+    assert gaps_of(end) == [(11, "damage", {"reason": "damage", "frames": 3, "from_ns": 11, "to_ns": 22})]
+    assert end.batch.events[0].utc_offset_ns == CLOCK.utc_offset_ns
+    whole = prepare_end(stretch, tallies, {}, end.state, position=3, is_resent=False)
+    assert (whole.batch.position_old, whole.batch.position_new, whole.batch.completed) == (3, 3, True)
+    assert not whole.batch.events
+
+
 def test_the_state_survives_as_json(journal: Journal) -> None:
     """What is committed with the position is all that the next transaction needs."""
     journal.append_frames(frames("a", 10, 20), CLOCK)
@@ -185,7 +231,7 @@ def test_the_state_survives_as_json(journal: Journal) -> None:
     second = prepared(journal, Echoes(), FeedState.load(first.batch.decoder_state))
     assert second.batch.frames_count == 4
     assert first.batch.frames_count == 2  # and the state that was given is left alone
-    rejected = prepare_rejected(records(journal)[1], first.state, position=0, completed=False)
+    rejected = prepare_rejected(records(journal)[1], {}, first.state, position=0)
     assert FeedState.load(rejected.batch.decoder_state).rejected == [2]
     assert rejected.is_rejected
     assert not rejected.batch.copies
