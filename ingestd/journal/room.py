@@ -209,9 +209,9 @@ class Room:
             if announced is not None:
                 announced.sync()
         finally:
-            victim.path.unlink(missing_ok=True)
+            log.shelf.unlink(victim)
             with log.lock:
-                log.shelf.delete_other(victim.path)
+                log.shelf.forget(victim)
         sync_folder(log.shelf.folder)
         with log.lock:
             log.ledger.removing.discard(victim.number)
