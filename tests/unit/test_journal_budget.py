@@ -16,6 +16,7 @@ import pytest
 from ingestd.journal import Journal, Kind, Record
 from ingestd.journal.room import STRETCHES_KEPT_MAX
 from ingestd.journal.segment import read_segment, segment_name
+from ingestd.journal.verification import verify
 from ingestd.model import Books, Event
 from tests.bad_blocks import BadBlocks
 from tests.journals import (
@@ -48,6 +49,15 @@ def append(journal: Journal, first: int, batches: int) -> int:
         journal.sync()
         first += 100
     return first
+
+
+def fail(error: int) -> Any:
+    """A call that fails."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return failing
 
 
 def test_a_budget_that_was_lowered(tmp_path: Path) -> None:
@@ -303,24 +313,45 @@ def test_the_oldest_is_not_what_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     assert sent or lost["budget"] >= there
 
 
+def test_no_file_can_be_opened_when_room_is_to_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can see then whether the oldest is still ours: it stays, that is said, and the next sync tries again."""
+    journal = open_journal(tmp_path, segments_max=5)
+    count = 0
+    while journal.bytes_used < 4 * SEGMENT_BYTES:
+        journal.append_frames(frames(count, 100), CLOCK)
+        count += 100
+    send_all(journal)
+    oldest = tmp_path / segment_name(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail(errno.EMFILE))
+        journal.sync()
+        assert journal.trouble == "no new segment can be made: Too many open files"
+        assert oldest.exists()
+    journal.sync()
+    assert not oldest.exists()
+    assert within(journal, tmp_path, 5)
+
+
 def test_rejected_records_where_nothing_else_is(tmp_path: Path) -> None:
     """What was sent gives way to them; what was not does not, and they are kept all the same."""
     journal = open_journal(tmp_path, segments_max=5, when_full="drop-newest")
     count = append(journal, 0, 120)
     for number in range(400):  # The reserve fills, too.
         journal.append_event(Event("can0", "note", number, "", {"text": "x" * 200}), CLOCK)
-    assert journal.bytes_used > 5 * SEGMENT_BYTES - 5000
     stretch = journal.stretches()[0]
     before = sorted(tmp_path.glob("0*.journal"))
     records = journal.reader(stretch.id, 0).read(SEGMENT_BYTES + 10_000).records
     refused = [record for record in records if record.kind is Kind.FRAMES]
-    journal.reject(refused[0], "no")
+    for record in refused[:4]:
+        journal.reject(record, "no")
+    assert journal.bytes_used > 5 * SEGMENT_BYTES
     assert sorted(tmp_path.glob("0*.journal")) == before
     held = numbers_of(records)
-    journal.acknowledge(stretch.id, records[-1].sequence, {"can0": len(held) - 100}, {"can0": 100})
-    journal.reject(refused[1], "no")
+    journal.acknowledge(stretch.id, records[-1].sequence, {"can0": len(held) - 500}, {"can0": 500})
+    journal.reject(refused[4], "no")
     assert sorted(tmp_path.glob("0*.journal")) == before[1:]
-    assert journal.books()["can0"].rejected == 100
+    assert within(journal, tmp_path, 5)
+    assert journal.books()["can0"].rejected == verify(tmp_path).rejected_frames["can0"] == 500
     assert numbers_of(read_all(journal, stretch.id, records[-1].sequence)[0])[0] == len(held) < count
 
 
