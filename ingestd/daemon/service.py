@@ -299,6 +299,7 @@ class Daemon:
                 commit_seconds=status.commit_seconds,
                 wire_to_commit_seconds=status.lag_seconds,
             ),
+            trouble={**({"database": status.trouble} if status.trouble else {}), **self.trouble},
         )
 
 

@@ -198,7 +198,7 @@ class Log:
             sequence = self.stretch.sequence_last + kind.is_numbered
             data = pack(
                 kind, self._origin, sequence, payload, source=source, clock=clock, ts_ns=ts_ns,
-                frames_count=frames_count, frames_before=frames_before,
+                frames_count=frames_count, frames_before=frames_before, seed=segment.segment.header.seed,
             )  # fmt: skip
             try:
                 segment.append(data)
@@ -255,15 +255,15 @@ class Log:
         if not self.recovered or self.segment is None:
             return
         self.ledger.forget({*self.shelf.by_stretch, self.stretch.id})
-        records = []
+        records, header = [], self.segment.segment.header
         for state in self.ledger.as_states():
             if state["part"] == 1:
-                header = self.segment.segment.header
                 state["segment"] = {
-                    "number": header.number, "stretch": header.stretch_id, "ordinal": header.ordinal,
-                    "sequence_first": header.sequence_first, "machine_id": header.machine_id,
+                    "version": header.version, "number": header.number, "stretch": header.stretch_id,
+                    "ordinal": header.ordinal, "sequence_first": header.sequence_first, "machine_id": header.machine_id,
                 }  # fmt: skip
-            records.append(pack(Kind.STATE, self._origin, self.stretch.sequence_last, encode_json(state)))
+            payload = encode_json(state)
+            records.append(pack(Kind.STATE, self._origin, self.stretch.sequence_last, payload, seed=header.seed))
         data = b"".join(records)
         if len(data) <= min(self.segment.room, self.shelf.segment_bytes // 2):
             self.segment.append(data)

@@ -130,13 +130,21 @@ class Room:
                 self.close()  # Somebody needed one before this was ready. Numbers only go up.
 
     def sync_names(self) -> None:
-        """Make new and removed names durable, if there are any. Raises OSError."""
+        """Make new and removed names durable, if there are any. Raises OSError.
+
+        The kernel forgets names whose sync has failed, and then says that they are durable: nothing goes on in files
+        that may not be there after a power cut.
+        """
         if self._names_changed:
             self._names_changed = False
             try:
                 sync_folder(self._log.shelf.folder)
             except OSError:
-                self._names_changed = True
+                with self._log.lock:
+                    self._names_changed = True
+                    self.close()
+                    if self._log.segment is not None:
+                        self._log.segment.is_suspect = True
                 raise
 
     def _current_number(self) -> int:
@@ -212,7 +220,8 @@ class Room:
             log.shelf.unlink(victim)
             with log.lock:
                 log.shelf.forget(victim)
-        sync_folder(log.shelf.folder)
+        self._names_changed = True
+        self.sync_names()
         with log.lock:
             log.ledger.removing.discard(victim.number)
 

@@ -10,10 +10,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ingestd.journal.record import Kind, Origin, Record, encode_json, pack
+from ingestd.journal.record import HEADER, Kind, Origin, Record, encode_json, pack
 from ingestd.journal.recovery import Segment
 from ingestd.journal.segment import (
     HEADER_BYTES,
+    NO_STRETCH,
     Damage,
     SegmentHeader,
     allocate,
@@ -219,13 +220,15 @@ class Shelf:
         if (record.stretch_id, record.sequence) in self._rejected_known:
             return
         note = encode_json({"stretch": record.stretch_id, "sequence": record.sequence, "reason": reason})
-        data = pack(Kind.REJECTED, record.origin, record.sequence, note, source=record.source) + record.pack()
-        if self._rejected is not None and self._rejected.end + len(data) > self.segment_bytes:
+        size = 2 * HEADER.size + len(record.source.encode()) + len(note) + record.size
+        if self._rejected is not None and self._rejected.end + size > self.segment_bytes:
             self._rejected.close()
             self._rejected = None
         if self._rejected is None:
             self._rejected = self._begin_rejected(record.origin)
-        self._rejected.append(data)
+        seed = self._rejected.segment.header.seed
+        told = pack(Kind.REJECTED, record.origin, record.sequence, note, source=record.source, seed=seed)
+        self._rejected.append(told + record.pack(seed))
         self._others[self._rejected.segment.path] = self._rejected.end
         self._rejected.sync()
         self._rejected_known.add((record.stretch_id, record.sequence))
@@ -233,7 +236,7 @@ class Shelf:
     def _begin_rejected(self, origin: Origin) -> OpenSegment:
         number = self.next_number()
         path = self.folder / segment_name(number, rejected=True)
-        header = SegmentHeader(number, bytes(16), 1, origin, 0, "")
+        header = SegmentHeader(number, NO_STRETCH, 1, origin, 0, "")
         opened = OpenSegment(allocate(path, HEADER_BYTES), Segment(path, header, self.segment_bytes, 0))
         opened.append(header.pack())
         sync_folder(self.folder)

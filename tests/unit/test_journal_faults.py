@@ -157,30 +157,6 @@ def test_a_disk_that_somebody_fills_while_there_is_something_sent(
     assert numbers_of(send_all(journal)) == list(range(12_000, 12_010))
 
 
-def test_names_that_the_disk_does_not_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that cannot be synced is tried again by every sync until it can; only then are the frames safe."""
-    journal = open_journal(tmp_path)
-    journal.append_frames(frames(0, 10), CLOCK)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail(errno.EIO))
-        for _ in range(2):
-            journal.sync()
-            assert not journal.writable
-            assert "Input/output error" in journal.trouble
-    fsync, synced = os.fsync, list[int]()
-
-    def watched(descriptor: int) -> None:
-        synced.append(descriptor)
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", watched)
-    journal.append_frames(frames(10, 10), CLOCK)
-    journal.sync()
-    assert synced
-    assert journal.writable
-    assert numbers_of(send_all(journal)) == list(range(20))
-
-
 def test_starting_where_nothing_can_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed process had allocated stays, counted, and is said; the next start removes what was never used."""
     journal = open_journal(tmp_path)
