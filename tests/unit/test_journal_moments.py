@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from ingestd.journal import Journal, reader, room
+from ingestd.journal import Journal, reader, recovery, room
 from ingestd.journal.segment import list_folder
 from ingestd.model import Books
 from tests.journals import (
     CLOCK,
     SEGMENT_BYTES,
     frames,
+    kill,
     numbers_of,
     open_journal,
+    open_unrecovered,
     send_all,
 )
 
@@ -105,6 +107,25 @@ def test_what_is_read_is_removed_meanwhile(tmp_path: Path, monkeypatch: pytest.M
     assert not result.lost
     assert numbers_of(send_all(journal)) == list(range(dropped, recording.number))
     assert journal.books()["can0"].balanced
+
+
+def test_a_segment_is_replaced_while_a_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its header and its records: those of the other are not taken, that is said, and it is left alone."""
+    journal, other = open_journal(tmp_path / "journal"), open_journal(tmp_path / "other")
+    for each, first in ((journal, 0), (other, 500)):
+        each.append_frames(frames(first, 10), CLOCK)
+        each.begin_stretch()
+        each.append_frames(frames(first + 10, 10), CLOCK)
+        kill(each)
+    newest, theirs = (tmp_path / name / "00000002.journal" for name in ("journal", "other"))
+    done = once(monkeypatch, recovery, "read_segment", lambda: theirs.rename(newest))
+    journal = open_unrecovered(tmp_path / "journal")
+    (said,) = journal.recover().warnings
+    assert done
+    assert said.startswith("00000002.journal was replaced by another file")
+    assert numbers_of(send_all(journal)) == list(range(10))
+    assert journal.books()["can0"] == Books(10, 10, 0, 0)
+    assert newest.exists()
 
 
 def test_a_file_goes_while_the_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
