@@ -123,7 +123,8 @@ def damage(folder: Path) -> tuple[str, int, int]:
 def test_status_of_a_configuration_says_its_budget(folder: Path, tmp_path: Path) -> None:
     """How much of the room is used up."""
     file = tmp_path / "car.toml"
-    file.write_text(f'[journal]\npath = "{folder}"\nmax_bytes = "2GiB"\n[[serial]]\nname = "gps"\nport = "/dev/null"\n')
+    line = 'name = "gps"\nport = "/dev/null"\nprotocol = "lines"\nbaudrate = 9600\n'
+    file.write_text(f'[journal]\npath = "{folder}"\nmax_bytes = "2GiB"\n[[serial]]\n{line}')
     assert "of 2.1 GB that it may take" in ingestd("journal", "status", "-c", str(file)).stdout
     assert json.loads(ingestd("journal", "status", "-c", str(file), "--json").stdout)["bytes_max"] == 2 << 30
 
