@@ -101,8 +101,9 @@ class Daemon:
         """Whether the books know what earlier runs left; until then they are of this process alone."""
         return self._recovered.is_set()
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """Make `run` end."""
+        log.info("stopping: %s", why)
         self.stopped.set()
 
     async def run(self) -> None:
