@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -90,6 +92,11 @@ def books(journal: Journal, source: str = "can0") -> Books:
     found = journal.books()[source]
     assert found.balanced, found
     return found
+
+
+def copied(journal: Journal, folder: Path) -> Path:
+    """What the folder of a journal holds now, elsewhere."""
+    return Path(shutil.copytree(journal._log.shelf.folder, folder, ignore=shutil.ignore_patterns("lock")))
 
 
 async def end_connections(dsn: str) -> None:

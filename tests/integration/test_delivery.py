@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from ingestd.journal import Journal
 from ingestd.model import Books, Event, FrameBatch
 from ingestd.pipeline import Binding, Decoders
 from tests.adversity.conftest import proxy, through
-from tests.deliveries import books, end_connections, events, make, numbers, send, sending, sql, until
+from tests.deliveries import books, copied, end_connections, events, make, numbers, send, sending, sql, until
 from tests.journals import CLOCK, frames, open_journal
 from tests.torture.proxy import Proxy
 
@@ -34,11 +33,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = open_journal(tmp_path / "journal")
     yield opened
     opened.close(ended=False)
-
-
-def copied(journal: Journal, folder: Path) -> Path:
-    """What the folder of a journal holds now, elsewhere."""
-    return Path(shutil.copytree(journal._log.shelf.folder, folder, ignore=shutil.ignore_patterns("lock")))
 
 
 def counted(first: int, count: int) -> FrameBatch:
@@ -414,3 +408,27 @@ async def test_a_feed_whose_completion_nobody_told_is_completed(migrated: str, j
     assert await feeds(migrated) == [(2, True), (2, False)]
     assert await numbers(migrated) == list(range(200))
     assert books(journal) == Books(200, 200)
+
+
+async def test_a_feed_that_is_deleted_during_an_outage_stays_deleted(
+    migrated: str, journal: Journal, proxy: Proxy
+) -> None:
+    """All of it was stored: it is not sent again, though the reconnect is on its behalf; the newest goes on."""
+    journal.append_frames(frames(0, 100), CLOCK)
+    journal.begin_stretch()
+    old = journal.stretches()[0]
+    delivery = make(journal, through(proxy, migrated), interval_s=0.5)
+    async with sending(delivery):
+        journal.append_frames(frames(100, 100), CLOCK)
+        await until(lambda: all_committed(journal), "commit")
+        await sql(migrated, "TRUNCATE frame_chunks", f"DELETE FROM feeds WHERE feed_id = '{old.feed_id}'")
+        proxy.refuse()
+        journal.append_frames(frames(200, 100), CLOCK)
+        await until(lambda: delivery._said.get(""), "outage")
+        proxy.mend()  # before the newest stretch has its next turn
+        await until(lambda: all_committed(journal), "commit")
+        journal.append_frames(frames(300, 100), CLOCK)
+        await until(lambda: all_committed(journal), "commit")
+    assert await numbers(migrated) == list(range(200, 400))
+    assert len(await feeds(migrated)) == 1
+    assert books(journal) == Books(400, 400)
