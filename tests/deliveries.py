@@ -7,19 +7,22 @@ import contextlib
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import numpy as np
 
+from ingestd.decode.databases import load
 from ingestd.delivery.sending import Delivery
 from ingestd.journal import Journal
-from ingestd.model import Books
-from ingestd.pipeline import Decoders
+from ingestd.model import Books, FrameBatch
+from ingestd.pipeline import Binding, Decoders
 from ingestd.store.writer import Writer
 from tests.conftest import psql
-from tests.journals import CLOCK
+from tests.journals import CLOCK, frames
 
 SECONDS_MAX = 60.0
 
@@ -52,6 +55,26 @@ async def sending(delivery: Delivery) -> AsyncIterator[Delivery]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def counted(first: int, count: int) -> FrameBatch:
+    """Frames of one message, whose signal is their number."""
+    numbers = np.arange(first, first + count, dtype="<u4")
+    data = np.zeros((count, 8), np.uint8)
+    data[:, :4] = numbers.view(np.uint8).reshape(count, 4)
+    return replace(
+        frames(first, count),
+        arbitration_id=np.full(count, 256, np.uint32),
+        flags=numbers.astype(np.uint8) * 0,
+        data=data,
+    )
+
+
+def counting(folder: Path) -> Decoders:
+    """What decodes them."""
+    path = folder / "count.dbc"
+    path.write_text('VERSION ""\n\nBU_: ECU\n\nBO_ 256 Count: 8 ECU\n SG_ Number : 0|32@1+ (1,0) [0|0] "" ECU\n')
+    return Decoders([Binding(None, load(path))])
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:

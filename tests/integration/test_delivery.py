@@ -6,23 +6,33 @@ import asyncio
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from ingestd.decode.databases import load
 from ingestd.delivery import sending as sending_module
 from ingestd.delivery.feeds import BATCH_BYTES_MIN
 from ingestd.delivery.sending import POLL_SECONDS
-from ingestd.journal import Journal
-from ingestd.model import Books, Event, FrameBatch
-from ingestd.pipeline import Binding, Decoders
+from ingestd.journal import Journal, SessionInfo
+from ingestd.model import Books, Event
+from ingestd.pipeline import Decoders
 from tests.adversity.conftest import proxy, through
-from tests.deliveries import books, copied, end_connections, events, make, numbers, send, sending, sql, until
-from tests.journals import CLOCK, frames, open_journal
+from tests.deliveries import (
+    books,
+    copied,
+    counted,
+    counting,
+    end_connections,
+    events,
+    make,
+    numbers,
+    send,
+    sending,
+    sql,
+    until,
+)
+from tests.journals import BOOT_ID, CLOCK, SESSION, frames, open_journal
 from tests.torture.proxy import Proxy
 
 __all__ = ["proxy"]  # a fixture of the tests of adversity
@@ -33,26 +43,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = open_journal(tmp_path / "journal")
     yield opened
     opened.close(ended=False)
-
-
-def counted(first: int, count: int) -> FrameBatch:
-    """Frames of one message, whose signal is their number."""
-    numbers = np.arange(first, first + count, dtype="<u4")
-    data = np.zeros((count, 8), np.uint8)
-    data[:, :4] = numbers.view(np.uint8).reshape(count, 4)
-    return replace(
-        frames(first, count),
-        arbitration_id=np.full(count, 256, np.uint32),
-        flags=numbers.astype(np.uint8) * 0,
-        data=data,
-    )
-
-
-def counting(folder: Path) -> Decoders:
-    """What decodes them."""
-    path = folder / "count.dbc"
-    path.write_text('VERSION ""\n\nBU_: ECU\n\nBO_ 256 Count: 8 ECU\n SG_ Number : 0|32@1+ (1,0) [0|0] "" ECU\n')
-    return Decoders([Binding(None, load(path))])
 
 
 async def values(dsn: str) -> list[int]:
@@ -139,6 +129,24 @@ async def test_frames_are_kept_in_signals_alone_where_that_was_asked_for(
     assert await values(migrated) == list(range(10))
     assert await numbers(migrated) == []
     assert books(journal) == Books(10, 10)
+
+
+async def test_what_is_known_of_a_session_goes_with_its_frames(migrated: str, tmp_path: Path) -> None:
+    """Name, driver and end are stored where the journal says them; its end does not undo what people edited since."""
+    told = {"name": "drive", "driver": "Ayrton", "time_base": BOOT_ID, "created_utc": "2026-11-25T08:00:00+00:00"}
+    journal = open_journal(tmp_path / "journal", session=SessionInfo(SESSION.id, told))
+    journal.append_frames(frames(0, 10, "line"), CLOCK)
+    await send(make(journal, migrated))
+    seen = "SELECT name, driver, time_base, created_utc AT TIME ZONE 'UTC', ended_utc AT TIME ZONE 'UTC' FROM sessions"
+    assert await sql(migrated, seen) == [f"drive|Ayrton|{BOOT_ID}|2026-11-25 08:00:00|"]
+    await sql(migrated, "UPDATE sessions SET driver = 'Alain', updated_utc = now()")
+    journal.append_session({"ended_utc": "2026-11-25T09:00:00+00:00"})
+    journal.append_session(told | {"driver": "Nigel", "updated_utc": "2026-11-25T08:30:00+00:00"})
+    await send(make(journal, migrated))
+    assert await sql(migrated, seen) == [f"drive|Alain|{BOOT_ID}|2026-11-25 08:00:00|2026-11-25 09:00:00"]
+    assert await feeds(migrated) == [(4, True)]
+    assert books(journal, "line") == Books(10, 10)
+    journal.close(ended=True)
 
 
 @pytest.mark.parametrize(

@@ -456,3 +456,36 @@ async def test_beginning_and_clearing_away_take_turns(migrated: str) -> None:
     assert await fetch(migrated, orphans) == []
     [row] = await fetch(migrated, "SELECT count(*) AS n FROM feeds")
     assert row["n"] == 30
+
+
+async def test_signals_without_raw_frames(migrated: str, small: tuple[Path, Path]) -> None:
+    """`--no-frames` stores half as much: the signals are those that they are with the frames, and all are counted."""
+    log, dbc = small
+    summary = await import_file(log, options((dbc, "auto"), store_frames=False), migrated)
+    without = await contents(migrated)
+    assert (summary.counts.frames, without["frames"]) == (5, [])
+    again = await import_file(log, options((dbc, "auto"), again=True), migrated)
+    both = [row[1:] for row in (await contents(migrated))["signals"]]
+    assert sorted(map(repr, both)) == sorted(2 * [repr(row[1:]) for row in without["signals"]])
+    assert again.session_id != summary.session_id
+
+
+async def test_what_a_session_holds_is_listed(migrated: str, small: tuple[Path, Path]) -> None:
+    """Sessions with their files and sizes, the newest first; channels with their ranges, means and spans."""
+    log, dbc = small
+    later = log.with_name("later.log")
+    later.write_text("(1436509999.000001) can0 101#01\n")
+    await import_file(log, options((dbc, "auto"), car_id="F1"), migrated)
+    await import_file(later, options((dbc, "auto")), migrated)
+    async with open_catalogue(migrated) as catalogue:
+        newer, older = await catalogue.summaries()
+        assert (newer.name, newer.frames, newer.samples, newer.channels) == ("later.log", 1, 0, 0)
+        assert (older.name, older.car_id, older.frames, older.samples, older.channels) == ("small.log", "F1", 5, 7, 4)
+        assert older.files == [str(log)]
+        assert older.ended_utc == datetime(2015, 7, 10, 6, 17, 32, 253713, UTC)
+        assert await catalogue.channels(newer.id) == []
+        by_name = {(each.source, each.channel): each for each in await catalogue.channels(older.id)}
+    assert len(by_name) == 4
+    rpm = by_name["can0", "Engine.Rpm"]
+    assert (rpm.unit, rpm.samples, rpm.minimum, rpm.maximum, rpm.mean) == ("rpm", 2, 1000, 1000.25, 1000.125)
+    assert (rpm.first_utc.microsecond, rpm.last_utc.microsecond) == (249713, 250713)
