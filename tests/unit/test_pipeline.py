@@ -6,12 +6,16 @@ The writer is a stand-in: a connection that breaks exactly between COMMIT and it
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from ingestd import pipeline
+from ingestd.chunks import Placement
 from ingestd.errors import FeedError, StoreUnavailable
+from ingestd.pipeline import Decoders, FeedItem
 from ingestd.store.writer import FeedBatch
+from tests import journals
 
 BATCH = FeedBatch(position_old=10, position_new=20, groups=(), copies=())
 
@@ -51,6 +55,18 @@ async def commit(writer: Any, patience_seconds: float = 5.0) -> list[StoreUnavai
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "RETRY_SECONDS_MIN", 0.001)
+
+
+def test_a_feed_of_several_batches() -> None:
+    """Each transaction begins where the one before it ended; the last one, and no other, completes the feed."""
+    items = [FeedItem([journals.frames(first, 10)], first + 10, dict) for first in (0, 10, 20)]
+    placement = Placement(UUID(int=1), journals.CLOCK.utc_offset_ns, journals.CLOCK.state)
+    prepared = list(pipeline.prepare(iter(items), Decoders([]), placement, position=100))
+    assert [(each.batch.position_old, each.batch.position_new) for each in prepared] == [
+        (100, 110), (110, 120), (120, 130)
+    ]  # fmt: skip
+    assert [each.batch.completed for each in prepared] == [False, False, True]
+    assert [(each.counts.frames, each.progress) for each in prepared] == [(10, 10), (20, 20), (30, 30)]
 
 
 async def test_a_commit_whose_answer_is_lost_is_not_repeated() -> None:
