@@ -15,7 +15,7 @@ from uuid import uuid4
 import asyncpg
 import numpy as np
 
-from ingestd.decode.databases import load
+from ingestd.decode.databases import SignalDatabase, load
 from ingestd.delivery.sending import Delivery
 from ingestd.journal import Journal
 from ingestd.model import Books, FrameBatch
@@ -70,11 +70,16 @@ def counted(first: int, count: int) -> FrameBatch:
     )
 
 
-def counting(folder: Path) -> Decoders:
-    """What decodes them."""
+def count_database(folder: Path) -> SignalDatabase:
+    """The signal database of that message."""
     path = folder / "count.dbc"
     path.write_text('VERSION ""\n\nBU_: ECU\n\nBO_ 256 Count: 8 ECU\n SG_ Number : 0|32@1+ (1,0) [0|0] "" ECU\n')
-    return Decoders([Binding(None, load(path))])
+    return load(path)
+
+
+def counting(folder: Path) -> Decoders:
+    """What decodes it."""
+    return Decoders([Binding(None, count_database(folder))])
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
