@@ -22,8 +22,6 @@ from tests.recorder import wait_until
 
 __all__ = ["folder"]  # a fixture
 NOBODY = 65534
-# Whatever the server asks its archive for takes a while, and is not there.
-SLOW_RECOVERY = "restore_command = 'sleep 1; false'\n"
 PG_CTL: Any = vars(wheel)["pg_ctl"]
 
 
@@ -38,13 +36,28 @@ def another_account() -> Iterator[None]:
         os.seteuid(0)
 
 
-def recover_slowly(folder: Path) -> None:
-    """See to it that the next start takes some seconds until the server is ready."""
-    with (folder / "postgresql.auto.conf").open("a") as file:
-        file.write(SLOW_RECOVERY)
+def hold_up(folder: Path) -> Path:
+    """See to it that the next start does not get ready before a file is removed, which it returns."""
+    held = folder.with_name("held")
+    held.touch()
+    with (folder / "postgresql.auto.conf").open("a") as file:  # What it asks its archive for is not there.
+        file.write(f"restore_command = 'while test -e {held}; do sleep 0.1; done; false'\n")
     (folder / "recovery.signal").touch()
     owner = folder.stat()
     os.chown(folder / "recovery.signal", owner.st_uid, owner.st_gid)
+    return held
+
+
+def release_when_waited_for(held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it get ready once the wheel has given up on it, and we have not."""
+    wait = embedded._wait
+
+    def release(condition: Callable[[], bool], seconds_max: float) -> bool:
+        if seconds_max == embedded.START_SECONDS_MAX:
+            held.unlink(missing_ok=True)
+        return wait(condition, seconds_max)
+
+    monkeypatch.setattr(embedded, "_wait", release)
 
 
 def impatient(arguments: list[str], **options: Any) -> str:
@@ -102,13 +115,14 @@ def test_a_server_that_is_not_ready_in_time(folder: Path, monkeypatch: pytest.Mo
     """It is left to its recovery; whoever asks later gets it."""
     embedded.start(folder)
     embedded.stop(folder)
-    recover_slowly(folder)
+    held = hold_up(folder)
     monkeypatch.setattr(embedded, "START_SECONDS_MAX", 0.0)
     monkeypatch.setattr(wheel, "pg_ctl", impatient)
     with pytest.raises(StoreError, match="is not ready after 0 s") as caught:
         embedded.start(folder)
     assert "may still be recovering" in caught.value.hint
     monkeypatch.undo()
+    held.unlink()
     assert ask(embedded.start(folder), "SELECT 1") == "1"
 
 
@@ -116,7 +130,7 @@ def test_a_recovery_that_takes_longer_than_the_wheel_waits(folder: Path, monkeyp
     """The server goes on starting, and is waited for."""
     ask(embedded.start(folder), "CREATE TABLE t AS SELECT 1 AS a")
     embedded.stop(folder)
-    recover_slowly(folder)
+    release_when_waited_for(hold_up(folder), monkeypatch)
     monkeypatch.setattr(wheel, "pg_ctl", impatient)
     assert ask(embedded.start(folder), "SELECT a FROM t") == "1"
 
@@ -126,7 +140,7 @@ def test_somebody_else_starts_it_in_the_same_instant(folder: Path, monkeypatch: 
     ask(embedded.start(folder), "CREATE TABLE t AS SELECT 1 AS a")
     socket_folder = (folder / "postmaster.pid").read_text().splitlines()[4]
     embedded.stop(folder)
-    recover_slowly(folder)
+    release_when_waited_for(hold_up(folder), monkeypatch)
     started: list[str] = []
 
     def start() -> None:
