@@ -96,6 +96,7 @@ class Snapshot:
     statuses: Mapping[str, SourceStatus]
     journal: JournalNumbers
     store: StoreNumbers
+    trouble: Mapping[str, str] = field(default_factory=dict)  # what is wrong that keeps nobody from recording, in words
 
 
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:

@@ -213,11 +213,16 @@ def removed_segments(recorder: Recorder) -> int:
     return max(name.number for name in names) - len(names)
 
 
-def journal_events(folder: Path) -> list[Record]:
-    """The events that are in a journal."""
-    segments = [name.path for name in list_folder(folder)[0] if name.number and not name.rejected]
+def newest_segment(folder: Path) -> int:
+    """The greatest number in a journal."""
+    return max((name.number for name in list_folder(folder)[0]), default=0) if folder.is_dir() else 0
+
+
+def journal_records(folder: Path, kind: Kind, *, after: int = 0) -> list[Record]:
+    """The records of a kind that are in a journal, in segments with a greater number."""
+    segments = [name.path for name in list_folder(folder)[0] if name.number > after and not name.rejected]
     items = (item for path in segments for item in read_segment(path))
-    return [item for item in items if isinstance(item, Record) and item.kind is Kind.EVENT]
+    return [item for item in items if isinstance(item, Record) and item.kind is kind]
 
 
 def _gaps(recorder: Recorder, dsn: str, *, is_sent: bool) -> list[Gap]:
@@ -225,10 +230,12 @@ def _gaps(recorder: Recorder, dsn: str, *, is_sent: bool) -> list[Gap]:
     rows = _fetch(dsn, "SELECT session_id::text, source, kind, key, ts_mono_ns, payload::text FROM events")
     in_sql = {tuple(row[:5]): json.loads(row[5]) for row in rows}
     found = dict(in_sql)
-    for record in journal_events(recorder.journal):
+    for record in journal_records(recorder.journal, Kind.EVENT):
         event = record.event()
-        if event.kind != "resumed":  # It tells the decoding what the gap told later is for people.
-            found[str(record.session_id), event.source, event.kind, event.key, event.ts_ns] = dict(event.payload)
+        if event.kind == "resumed":  # It tells the decoding what the gap told later is for people.
+            continue
+        key = str(record.session_id), event.source, event.kind, event.key, event.ts_ns
+        assert found.setdefault(key, dict(event.payload)) == event.payload, f"another event in SQL: {key}"
     if is_sent:
         assert found.keys() == in_sql.keys(), "events of the journal are not in SQL"
     return [

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from zlib import crc32
 
-from ingestd.journal import Kind, Record
+from ingestd.journal import Kind, Record, SessionInfo
 from ingestd.journal.record import HEADER
 from ingestd.journal.segment import ENDED_AT, HEADER_BYTES, read_segment
 from tests.journals import CLOCK, SEGMENT_BYTES, frames, kill, numbers_of, open_journal
@@ -73,8 +74,12 @@ def change(path: Path, offset: int, data: bytes) -> None:
 
 
 def write_version(path: Path, version: int) -> None:
-    """Make the header that of another version, its checksum being right."""
+    """Make a segment one of another version, all checksums being right."""
     data = bytearray(path.read_bytes())
+    for each in placed(path):
+        payload = bytes(each.record.payload).replace(b'"version":2', b'"version":%d' % version)
+        record = replace(each.record, payload=memoryview(payload))
+        data[each.offset : each.end] = record.pack(seed=2 if version > 1 else 0)
     data[12:14] = version.to_bytes(2, "little")
     data[8:12] = crc32(data[12:ENDED_AT]).to_bytes(4, "little")
     path.write_bytes(data)
@@ -158,6 +163,18 @@ def zeroed_page(folder: Path) -> Outcome:
 def overwritten_with_records(folder: Path) -> Outcome:
     """A stale page of the same file: good records in the wrong place are not taken for new ones."""
     return _overwritten(folder, (folder / MIDDLE).read_bytes()[4096 : 2 * 4096], aside=2)
+
+
+def overwritten_with_another_segment(folder: Path) -> Outcome:
+    """A stale page of a file that was deleted, which a disk gives back that lost a write: none of it is taken."""
+    return _overwritten(folder, (folder / "00000003.journal").read_bytes()[PAGE])
+
+
+def overwritten_with_another_journal(folder: Path) -> Outcome:
+    """The same, of an earlier journal, from a segment with the same number."""
+    other = folder.parent / "earlier"
+    make(other, session=SessionInfo(UUID(int=7), {}))
+    return _overwritten(folder, (other / MIDDLE).read_bytes()[8 * 4096 : 9 * 4096])
 
 
 def _overwritten(folder: Path, data: bytes, aside: int = 1) -> Outcome:
@@ -332,19 +349,22 @@ def segment_in_place_of_another(folder: Path) -> Outcome:
 
 
 def older_format(folder: Path) -> Outcome:
-    """Of a version that this program has no reader for: left to one that has."""
-    return _version(folder, 0)
+    """Of version 1, whose checksums did not know their segment: it is read as it always was."""
+    write_version(folder / MIDDLE, 1)
+    return Outcome()
+
+
+def older_format_without_its_header(folder: Path) -> Outcome:
+    """The same: the STATE behind it says what it said."""
+    write_version(folder / MIDDLE, 1)
+    return zeroed_header(folder)
 
 
 def newer_format(folder: Path) -> Outcome:
     """Left to a newer ingestd, and said to be one."""
-    return _version(folder, 2)
-
-
-def _version(folder: Path, version: int) -> Outcome:
     lost = held(folder / MIDDLE)
-    write_version(folder / MIDDLE, version)
-    says = [f"{MIDDLE} has format version {version}, this ingestd knows 1"]
+    write_version(folder / MIDDLE, 3)
+    says = [f"{MIDDLE} has format version 3, this ingestd knows 1, 2"]
     return Outcome(lost, kept=[MIDDLE], says=says, found=("00000003.journal", 0))
 
 
@@ -413,12 +433,13 @@ def several_at_once(folder: Path) -> Outcome:
 
 DAMAGES: tuple[Callable[[Path], Outcome], ...] = (
     torn_last_record, torn_first_write_of_a_segment, truncated_segment, zeroed_page, overwritten_with_records,
+    overwritten_with_another_segment, overwritten_with_another_journal,
     all_zero_segment, empty_segment, flipped_byte_in_header, flipped_byte_in_version, zeroed_header,
     destroyed_first_page, flipped_byte_in_magic, flipped_byte_in_checksum, flipped_byte_in_length,
     flipped_byte_in_kind, flipped_byte_in_sequence, flipped_byte_in_frames_before, flipped_byte_in_name,
     flipped_byte_in_payload, missing_segment_in_the_middle, missing_first_segments, missing_last_segment,
     missing_last_segment_that_a_later_run_knew, duplicated_segment, renamed_segment, foreign_segment,
-    segment_of_another_machine, segment_in_place_of_another, older_format, newer_format,
-    folder_in_place_of_a_segment, pipe_in_place_of_a_segment, link_to_a_segment, link_to_nothing,
+    segment_of_another_machine, segment_in_place_of_another, older_format, older_format_without_its_header,
+    newer_format, folder_in_place_of_a_segment, pipe_in_place_of_a_segment, link_to_a_segment, link_to_nothing,
     flipped_byte_in_the_newest_state, flipped_byte_in_every_state, several_at_once,
 )  # fmt: skip

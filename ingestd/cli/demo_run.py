@@ -125,7 +125,7 @@ class _Demo:
                     await self._watch(daemon, watch, before, seconds)
                     await self._finish(daemon, running, before)
             finally:
-                daemon.stop()
+                daemon.stop("the demo is over")
                 await running
             stored = await watch.frames(daemon.session_id, from_ns)
             return _balances(self._simulation.sent(), before, daemon.books(), stored)

@@ -66,20 +66,26 @@ def journal_status(path: Path | None, config: Path | None, as_json: bool) -> Non
     """Where every frame is: who holds the journal, its stretches, and the books of each source."""
     from ingestd.journal.inspection import look
 
-    sight = look(folder_of(path, config))
+    folder, bytes_max = folder_of(path, config), None
+    if config is not None:
+        bytes_max = load_config(config, dsn=ANY_DATABASE).journal.max_bytes
+    sight = look(folder)
     if as_json:
-        out.print_json(json.dumps(status_json(sight)), indent=None)
+        out.print_json(json.dumps({**status_json(sight), "bytes_max": bytes_max}), indent=None)
     else:
-        print_status(sight)
+        print_status(sight, bytes_max)
 
 
-def print_status(sight: JournalSight) -> None:
+def print_status(sight: JournalSight, bytes_max: int | None) -> None:
     """What is in a journal, for people."""
     for message in sight.warnings:
         warn(message)
     out.print(f"journal {sight.folder}: {f'held by {sight.holder}' if sight.holder else 'nobody holds it'}")
     unused = f", and {sight.unused:,} allocated ahead" if sight.unused else ""
-    out.print(f"{sight.segments:,} segment{'s' * (sight.segments != 1)}{unused}; {decimal(sight.bytes)} in all")
+    out.print(
+        f"{sight.segments:,} segment{'s' * (sight.segments != 1)}{unused}; {decimal(sight.bytes)} in all"
+        + (f", of {decimal(bytes_max)} that it may take" if bytes_max else "")
+    )
     stretches = Listing(
         "stretch", "session", "begun (UTC)", "segments", "bytes", "frames", "pending", "records", "acknowledged",
         whole=["stretch"],

@@ -2,7 +2,8 @@
 
     /metrics   what metrics.py makes of a snapshot
     /health    200 as long as the event loop answers
-    /ready     200 or 503: every source has its device or is looking for it, and the journal takes frames
+    /ready     200 or 503: every source has its device or is looking for it, and the journal takes frames; and what
+               else is wrong, in words: a database that takes nothing, a signal database that cannot be read
     /          a line about each of them
 
 Recording never depends on this: an address that is taken or not there yet is said once and tried again for as long as
@@ -120,7 +121,12 @@ class Endpoints:
             name: {"link": status.link.value, **({"reason": status.reason} if status.reason else {})}
             for name, status in sorted(snapshot.statuses.items())
         }
-        said = {"ready": not unready_now, "unready": unready_now, "sources": sources}
+        said = {
+            "ready": not unready_now,
+            "unready": unready_now,
+            "trouble": dict(snapshot.trouble),
+            "sources": sources,
+        }
         return web.json_response(
             text=json.dumps(said, indent=2, ensure_ascii=False) + "\n", status=503 if unready_now else 200
         )

@@ -27,7 +27,7 @@ async def _run(config: Config) -> int:
     daemon = Daemon(config, open_sources(config))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, daemon.stop)
+        loop.add_signal_handler(number, daemon.stop, number.name)
     notifier = Notifier()
     running = asyncio.create_task(daemon.run(), name="daemon")
     await asyncio.sleep(0)  # The sources have begun.

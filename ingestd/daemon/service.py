@@ -101,8 +101,9 @@ class Daemon:
         """Whether the books know what earlier runs left; until then they are of this process alone."""
         return self._recovered.is_set()
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """Make `run` end."""
+        log.info("stopping: %s", why)
         self.stopped.set()
 
     async def run(self) -> None:
@@ -299,6 +300,7 @@ class Daemon:
                 commit_seconds=status.commit_seconds,
                 wire_to_commit_seconds=status.lag_seconds,
             ),
+            trouble={**({"database": status.trouble} if status.trouble else {}), **self.trouble},
         )
 
 

@@ -472,14 +472,16 @@ class Delivery:
 
     def _say_once(self, about: str, error: IngestdError) -> bool:
         """Say what is wrong with a stretch, or with the database as a whole, unless it was said a moment ago."""
-        if about in ("", self._journal.stretches()[-1].id):
+        is_database = isinstance(error, StoreError | FeedError)
+        if is_database and about in ("", self._journal.stretches()[-1].id):
             self.status.database_up, self.status.trouble = False, str(error)
         said, at = self._said.get(about, ("", 0.0))
         if str(error) == said and time.monotonic() - at < REPORT_SECONDS:
             return False
         self._said[about] = (str(error), time.monotonic())
         level = logging.WARNING if isinstance(error, StoreUnavailable) else logging.ERROR
-        log.log(level, "kept in the journal until the database takes it: %s", error)
+        until = "the database takes it" if is_database else "it can be read"
+        log.log(level, "kept in the journal until %s: %s", until, error)
         return True
 
 

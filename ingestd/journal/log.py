@@ -79,7 +79,8 @@ class Log:
         self._session_owed = False
         self._ordinal = 0
         self._retry_at, self._backoff = 0.0, Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
-        self._failed_at = self._left_at = -inf
+        self._failed_at = -inf
+        self._leave_at, self._leave_backoff = 0.0, Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         self._losses_written_at = 0.0
         self._record_bytes_max = min(RECORD_BYTES_MAX, shelf.segment_bytes // 4)
         self._frames_record_bytes_max = min(FRAMES_RECORD_BYTES_MAX, shelf.segment_bytes // 8)
@@ -198,7 +199,7 @@ class Log:
             sequence = self.stretch.sequence_last + kind.is_numbered
             data = pack(
                 kind, self._origin, sequence, payload, source=source, clock=clock, ts_ns=ts_ns,
-                frames_count=frames_count, frames_before=frames_before,
+                frames_count=frames_count, frames_before=frames_before, seed=segment.segment.header.seed,
             )  # fmt: skip
             try:
                 segment.append(data)
@@ -255,15 +256,15 @@ class Log:
         if not self.recovered or self.segment is None:
             return
         self.ledger.forget({*self.shelf.by_stretch, self.stretch.id})
-        records = []
+        records, header = [], self.segment.segment.header
         for state in self.ledger.as_states():
             if state["part"] == 1:
-                header = self.segment.segment.header
                 state["segment"] = {
-                    "number": header.number, "stretch": header.stretch_id, "ordinal": header.ordinal,
-                    "sequence_first": header.sequence_first, "machine_id": header.machine_id,
+                    "version": header.version, "number": header.number, "stretch": header.stretch_id,
+                    "ordinal": header.ordinal, "sequence_first": header.sequence_first, "machine_id": header.machine_id,
                 }  # fmt: skip
-            records.append(pack(Kind.STATE, self._origin, self.stretch.sequence_last, encode_json(state)))
+            payload = encode_json(state)
+            records.append(pack(Kind.STATE, self._origin, self.stretch.sequence_last, payload, seed=header.seed))
         data = b"".join(records)
         if len(data) <= min(self.segment.room, self.shelf.segment_bytes // 2):
             self.segment.append(data)
@@ -298,15 +299,16 @@ class Log:
 
     def leave_suspect(self) -> None:
         """If a sync of the segment has failed: see, now and then, whether another can be made durable."""
-        is_due = time.monotonic() >= self._left_at + RETRY_SECONDS_MAX
+        is_due = time.monotonic() >= self._leave_at
         if self.segment is not None and self.segment.is_suspect and is_due:
-            self._left_at = time.monotonic()
+            self._leave_at = time.monotonic() + self._leave_backoff.next_seconds()
             self.leave_segment()
 
     def synced(self) -> None:
         """All that is in the segment being written is durable."""
         if not self.durable:
             self.durable = True
+            self._leave_backoff.reset()
             self.tell(f"the journal {self.shelf.folder} is durable again")
 
     def report(self, trouble: str) -> None:

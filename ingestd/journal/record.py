@@ -1,7 +1,8 @@
 """Records: what a journal is made of. Each describes itself and could travel alone.
 
 A record is a header, the name of its source and a payload; docs/journal-format.md has every byte. The checksum covers
-everything behind it, so a record is either as it was written or not one at all. Frames are stored in columns.
+everything behind it, so a record is either as it was written or not one at all; it begins with a seed, the number of
+the segment, so what was written into another one is no record either. Frames are stored in columns.
 
 Limits: a record takes at most `RECORD_BYTES_MAX` bytes, a name of a source 255. The stamps of a record of frames lie
 within 2^32 - 1 ns of the least of them; they may repeat and go backwards.
@@ -104,11 +105,11 @@ class Record:
             return self.ts_ns
         return self.ts_ns + int(np.frombuffer(self.payload, "<u4", self.frames_count).max())
 
-    def pack(self) -> bytes:
-        """The bytes it was read from."""
+    def pack(self, seed: int = 0) -> bytes:
+        """The bytes it is in a segment whose checksums begin with `seed`."""
         return pack(
             self.kind, self.origin, self.sequence, bytes(self.payload), source=self.source, clock=self.clock,
-            ts_ns=self.ts_ns, frames_count=self.frames_count, frames_before=self.frames_before,
+            ts_ns=self.ts_ns, frames_count=self.frames_count, frames_before=self.frames_before, seed=seed,
         )  # fmt: skip
 
     def frames(self) -> FrameBatch:
@@ -156,6 +157,7 @@ def pack(
     ts_ns: int = 0,
     frames_count: int = 0,
     frames_before: int = 0,
+    seed: int = 0,
 ) -> bytes:
     """The bytes of a record."""
     name = source.encode()
@@ -163,7 +165,7 @@ def pack(
         MAGIC, 0, len(payload), RECORD_VERSION, kind, clock.state, len(name), sequence, origin.session, origin.boot,
         clock.utc_offset_ns, ts_ns, frames_count, frames_before,
     )[CHECKED_FROM:] + name + payload  # fmt: skip
-    return MAGIC + crc32(behind_checksum).to_bytes(4, "little") + behind_checksum
+    return MAGIC + crc32(behind_checksum, seed).to_bytes(4, "little") + behind_checksum
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:
@@ -256,16 +258,19 @@ class Hole(NamedTuple):
     end: int
 
 
-def walk(data: bytes) -> Iterator[Record | Hole]:
-    """The records in `data`, and what lies between and behind them. Zeros to the end are unused space: nothing."""
+def walk(data: bytes, seed: int = 0, origin: Origin | None = None) -> Iterator[Record | Hole]:
+    """The records in `data`, and what lies between and behind them. Zeros to the end are unused space: nothing.
+
+    Records whose checksum did not begin with `seed`, or that are not of the session and the boot of `origin`, are none.
+    """
     buffer, position = memoryview(data), 0
     while position < len(data):
-        record = _read(buffer, position)
+        record = _read(buffer, position, seed, origin)
         if record is not None:
             yield record
             position += record.size
             continue
-        following = _next_record(data, buffer, position)
+        following = _next_record(data, buffer, position, seed, origin)
         if following is None and not any_set(buffer[position:]):
             return
         end = len(data) if following is None else following
@@ -273,14 +278,14 @@ def walk(data: bytes) -> Iterator[Record | Hole]:
         position = end
 
 
-def _next_record(data: bytes, buffer: memoryview, position: int) -> int | None:
+def _next_record(data: bytes, buffer: memoryview, position: int, seed: int, origin: Origin | None) -> int | None:
     following = data.find(MAGIC, position + 1)
-    while following >= 0 and _read(buffer, following) is None:
+    while following >= 0 and _read(buffer, following, seed, origin) is None:
         following = data.find(MAGIC, following + 1)
     return None if following < 0 else following
 
 
-def _read(buffer: memoryview, position: int) -> Record | None:
+def _read(buffer: memoryview, position: int, seed: int, origin: Origin | None) -> Record | None:
     """The record at `position`, or None if there is none: it is cut off, or a bit of it is not as it was written."""
     if len(buffer) - position < HEADER.size:
         return None
@@ -289,7 +294,9 @@ def _read(buffer: memoryview, position: int) -> Record | None:
     size = HEADER.size + name_bytes + payload_bytes
     if magic != MAGIC or version != RECORD_VERSION or size > min(RECORD_BYTES_MAX, len(buffer) - position):
         return None
-    if crc32(buffer[position + CHECKED_FROM : position + size]) != checksum:
+    if crc32(buffer[position + CHECKED_FROM : position + size], seed) != checksum:
+        return None
+    if origin is not None and origin != (session, boot):
         return None
     if kind not in _kinds or state >= len(_clock_states):
         return None

@@ -15,6 +15,7 @@ from ingestd.journal.record import Kind, Record
 from ingestd.journal.segment import (
     HEADER_BYTES,
     Damage,
+    Replaced,
     SegmentHeader,
     Unreadable,
     list_folder,
@@ -135,16 +136,21 @@ def _stale(items: list[Record | Damage], header: SegmentHeader) -> set[int]:
 
 
 def _items(stock: Stock, segment: Segment) -> list[Record | Damage] | None:
-    def warn(warning: str) -> None:
-        if warning not in stock.warnings:
+    name = segment.path.name
+
+    def warn(said: str) -> None:
+        if (warning := f"{name} can be read in part: {said}") not in stock.warnings:
             stock.warnings.append(warning)
 
-    name = segment.path.name
     try:
-        return list(read_segment(segment.path, on_refusal=lambda said: warn(f"{name} can be read in part: {said}")))
+        return list(read_segment(segment.path, header=segment.header, on_refusal=warn))
     except OSError as error:
-        warn(f"{name} cannot be read: {error.strerror}")
-        return None
+        warning = f"{name} cannot be read: {error.strerror}"
+    except Replaced as error:
+        warning = str(error)
+    if warning not in stock.warnings:
+        stock.warnings.append(warning)
+    return None
 
 
 def _apply(stock: Stock, segment: Segment, state_at: int | None) -> None:

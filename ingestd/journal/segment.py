@@ -24,10 +24,11 @@ from ingestd.errors import IngestdError
 from ingestd.journal.record import Kind, Origin, Record, any_set, walk
 
 MAGIC = b"INGESTDJ"
-VERSION = 1  # the one that is written
+VERSION = 2  # the one that is written
 HEADER_BYTES = 256
 MACHINE_BYTES_MAX = 64
 BLOCK_BYTES = 4096  # in which a disk is asked that refuses to give all at once
+NO_STRETCH = bytes(16)  # what files of rejected records have instead of a stretch: they are of any
 REFUSED = b"\xff"  # stands for each byte that it does not give: never a record, and not the zeros behind the last one
 
 # magic, CRC-32 of the rest up to ENDED_AT, version, bytes of the machine id,
@@ -64,17 +65,27 @@ class SegmentHeader:
     sequence_first: int  # of the first numbered record in it, or of the next one if there is none
     machine_id: str
     ended: bool = False
+    version: int = VERSION
 
     @property
     def stretch_id(self) -> str:
         """The stretch as people and feeds know it."""
         return self.stretch.hex()
 
+    @property
+    def seed(self) -> int:
+        """What the checksums of its records begin with.
+
+        A disk that has lost a write may give back what lay there before: records of a segment that was deleted, all in
+        order but for this.
+        """
+        return self.number & 0xFFFFFFFF if self.version > 1 else 0
+
     def pack(self) -> bytes:
         """The bytes of a header, without the mark of a clean end."""
         machine = self.machine_id.encode()
         packed = _HEADER.pack(
-            MAGIC, 0, VERSION, len(machine), self.number, self.stretch, self.ordinal,
+            MAGIC, 0, self.version, len(machine), self.number, self.stretch, self.ordinal,
             self.origin.boot, self.origin.session, self.sequence_first, machine,
         ).ljust(ENDED_AT, b"\0")  # fmt: skip
         checksum = crc32(packed[_CHECKED_FROM:])
@@ -97,18 +108,20 @@ class SegmentHeader:
 
     @classmethod
     def _unpack_1(cls, data: bytes, name: str) -> SegmentHeader:
-        """Version 1, its checksum being right."""
-        _, _, _, machine_bytes, number, stretch, ordinal, boot, session, first, machine = _HEADER.unpack_from(data)
+        """Version 1 or 2, its checksum being right."""
+        _, _, version, machine_bytes, number, stretch, ordinal, boot, session, first, machine = _HEADER.unpack_from(
+            data
+        )
         if machine_bytes > MACHINE_BYTES_MAX:
             raise DamagedHeader(name)
         mark, mark_checksum, sequence = _ENDED.unpack_from(data, ENDED_AT)
         ended = mark == _ENDED_MAGIC and crc32(struct.pack("<Q", sequence)) == mark_checksum
         machine_id = machine[:machine_bytes].decode("utf-8", "replace")
-        return cls(number, stretch, ordinal, Origin(session, boot), first, machine_id, ended)
+        return cls(number, stretch, ordinal, Origin(session, boot), first, machine_id, ended, version)
 
 
 # One for each version that was ever written. Magic, checksum and version are where they are in all of them.
-READERS: dict[int, Callable[[bytes, str], SegmentHeader]] = {1: SegmentHeader._unpack_1}
+READERS: dict[int, Callable[[bytes, str], SegmentHeader]] = {1: SegmentHeader._unpack_1, 2: SegmentHeader._unpack_1}
 
 
 def pack_ended(sequence_last: int) -> bytes:
@@ -182,8 +195,9 @@ def _rebuild(path: Path) -> SegmentHeader:
             says = state["segment"]
             stretch = bytes.fromhex(says["stretch"])
             return SegmentHeader(
-                says["number"], stretch, says["ordinal"], item.origin, says["sequence_first"], says["machine_id"]
-            )
+                says["number"], stretch, says["ordinal"], item.origin, says["sequence_first"], says["machine_id"],
+                version=says.get("version", 1),
+            )  # fmt: skip
     raise DamagedHeader(path.name)
 
 
@@ -225,10 +239,23 @@ def read_segment(
     blocks that the disk cannot read are damage like any other, and it is called with what the disk says.
     """
     with path.open("rb") as file:
-        if header is not None and is_another(_read(file, 0, HEADER_BYTES, on_refusal), header):
+        head = _read(file, 0, HEADER_BYTES, on_refusal)
+        if header is not None and is_another(head, header):
             raise Replaced(path.name)
         data = _read(file, start, end, on_refusal)
-    return _items(path, start, data)
+    seed, origin = _marks(path, head, data) if header is None else (header.seed, header.origin)
+    return _items(path, start, data, seed, origin)
+
+
+def _marks(path: Path, head: bytes, data: bytes) -> tuple[int, Origin | None]:
+    """The seed of a segment's records and, unless they may be of several, their origin."""
+    try:
+        header = SegmentHeader.unpack(head, path.name)
+    except Unreadable:
+        match = _NAME.fullmatch(path.name)
+        seed = int(match[2]) & 0xFFFFFFFF if match else 0
+        return (seed if any(isinstance(item, Record) for item in walk(data, seed)) else 0), None
+    return header.seed, None if header.stretch == NO_STRETCH else header.origin
 
 
 def _read(file: BinaryIO, start: int, end: int | None, on_refusal: Callable[[str], None] | None) -> bytes:
@@ -271,8 +298,8 @@ def is_another(data: bytes, header: SegmentHeader) -> bool:
     return (there.stretch, there.number) != (header.stretch, header.number)
 
 
-def _items(path: Path, start: int, data: bytes) -> Iterator[Record | Damage]:
-    for item in walk(data):
+def _items(path: Path, start: int, data: bytes, seed: int, origin: Origin | None) -> Iterator[Record | Damage]:
+    for item in walk(data, seed, origin):
         if isinstance(item, Record):
             yield item
         else:

@@ -5,14 +5,16 @@ Not thread-safe by itself: the journal calls it under its lock, except where a m
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from ingestd.journal.record import Kind, Origin, Record, encode_json, pack
+from ingestd.journal.record import HEADER, Kind, Origin, Record, encode_json, pack
 from ingestd.journal.recovery import Segment
 from ingestd.journal.segment import (
     HEADER_BYTES,
+    NO_STRETCH,
     Damage,
     SegmentHeader,
     allocate,
@@ -144,14 +146,10 @@ class Shelf:
         return opened
 
     def delete(self, segment: Segment) -> None:
-        """Delete a segment's file. Raises OSError; a file that is gone already is what was wanted."""
-        with suppress(FileNotFoundError):
-            with segment.path.open("rb") as file:
-                is_ours = not is_another(file.read(HEADER_BYTES), segment.header)
-            if is_ours:  # Else somebody has put another segment there, which may have frames that nothing else has.
-                segment.path.unlink()
+        """Delete a segment that nobody needs. Raises OSError."""
+        self.unlink(segment)
         self.set_aside(segment)
-        self._others.pop(segment.path)
+        self.forget(segment)
 
     def set_aside(self, segment: Segment) -> None:
         """A segment is about to be deleted: nobody is to read it any more, but it still takes its bytes."""
@@ -161,6 +159,23 @@ class Shelf:
         if not of_stretch:
             del self.by_stretch[segment.header.stretch_id]
         self._others[segment.path] = segment.bytes
+
+    def unlink(self, segment: Segment) -> None:
+        """Remove a segment's file, if it is there and still is the segment; any thread. Raises OSError."""
+        try:
+            with segment.path.open("rb") as file:
+                if is_another(file.read(HEADER_BYTES), segment.header):
+                    return  # Somebody has put it there, and it may have frames that nothing else has.
+        except (FileNotFoundError, IsADirectoryError):
+            return
+        except OSError as error:
+            if error.errno != errno.EIO:  # A disk that cannot read it can give its room back all the same.
+                raise
+        segment.path.unlink(missing_ok=True)
+
+    def forget(self, segment: Segment) -> None:
+        """A segment that was set aside is deleted: its bytes are free."""
+        del self._others[segment.path]
 
     def delete_other(self, path: Path) -> None:
         """Delete a file that is no segment of a known stretch. Raises OSError."""
@@ -205,13 +220,15 @@ class Shelf:
         if (record.stretch_id, record.sequence) in self._rejected_known:
             return
         note = encode_json({"stretch": record.stretch_id, "sequence": record.sequence, "reason": reason})
-        data = pack(Kind.REJECTED, record.origin, record.sequence, note, source=record.source) + record.pack()
-        if self._rejected is not None and self._rejected.end + len(data) > self.segment_bytes:
+        size = 2 * HEADER.size + len(record.source.encode()) + len(note) + record.size
+        if self._rejected is not None and self._rejected.end + size > self.segment_bytes:
             self._rejected.close()
             self._rejected = None
         if self._rejected is None:
             self._rejected = self._begin_rejected(record.origin)
-        self._rejected.append(data)
+        seed = self._rejected.segment.header.seed
+        told = pack(Kind.REJECTED, record.origin, record.sequence, note, source=record.source, seed=seed)
+        self._rejected.append(told + record.pack(seed))
         self._others[self._rejected.segment.path] = self._rejected.end
         self._rejected.sync()
         self._rejected_known.add((record.stretch_id, record.sequence))
@@ -219,7 +236,7 @@ class Shelf:
     def _begin_rejected(self, origin: Origin) -> OpenSegment:
         number = self.next_number()
         path = self.folder / segment_name(number, rejected=True)
-        header = SegmentHeader(number, bytes(16), 1, origin, 0, "")
+        header = SegmentHeader(number, NO_STRETCH, 1, origin, 0, "")
         opened = OpenSegment(allocate(path, HEADER_BYTES), Segment(path, header, self.segment_bytes, 0))
         opened.append(header.pack())
         sync_folder(self.folder)

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from ingestd.journal import Kind
 from ingestd.store import embedded, migrate
-from tests.books import assert_books, in_metrics, journal_events, removed_segments, settle
+from tests.books import assert_books, in_metrics, journal_records, removed_segments, settle
 from tests.conftest import on_database, psql
 from tests.recorder import Instrument, Recorder, lines_of, stored, wait_until
 
@@ -136,7 +137,7 @@ def test_a_restored_backup(recorder: Recorder, instrument: Instrument, migrated:
         recorder.start()
         record(recorder, migrated, 200)
         assert_books(recorder, migrated, {"line": instrument.stop()})
-        restored = [record.event() for record in journal_events(recorder.journal)]
+        restored = [record.event() for record in journal_records(recorder.journal, Kind.EVENT)]
         feeds = {event.key for event in restored if event.kind == "database_restored"}
         assert len(feeds) == 2, "the second stretch and the third, and not the first, which was whole"
     finally:

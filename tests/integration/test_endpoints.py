@@ -30,7 +30,10 @@ class Recorder:
 
     def snapshot(self) -> Snapshot:
         books = {"can0": Books(received=self.received, pending=self.received)}
-        return Snapshot("1.2.3", books, self.statuses, JournalNumbers(self.writable, 1, 2), StoreNumbers(up=False))
+        return Snapshot(
+            "1.2.3", books, self.statuses, JournalNumbers(self.writable, 1, 2), StoreNumbers(up=False),
+            {"database": "is away"},
+        )  # fmt: skip
 
 
 async def get(served: Endpoints | None, path: str, **headers: str) -> tuple[int, str, str]:
@@ -76,7 +79,10 @@ async def test_what_is_served() -> None:
 
 
 async def test_ready_names_what_is_not() -> None:
-    """A source that waits for its device is ready, one that has not looked yet is not, nor a journal that is stuck."""
+    """A source that waits for its device is ready, one that has not looked yet is not, nor a journal that is stuck.
+
+    A database that is away is said, and keeps nobody from being ready.
+    """
     recorder = Recorder()
     async with serve(ANY_PORT, recorder.snapshot) as served:
         status, kind, body = await get(served, "/ready")
@@ -84,6 +90,7 @@ async def test_ready_names_what_is_not() -> None:
         assert json.loads(body) == {
             "ready": True,
             "unready": {},
+            "trouble": {"database": "is away"},
             "sources": {"can0": {"link": "open"}, "gps": {"link": "retrying", "reason": "no such device"}},
         }
         recorder.statuses["can0"] = SourceStatus(Link.OPENING)

@@ -120,6 +120,15 @@ def damage(folder: Path) -> tuple[str, int, int]:
     return path.name, offset, item.size  # type: ignore[union-attr]
 
 
+def test_status_of_a_configuration_says_its_budget(folder: Path, tmp_path: Path) -> None:
+    """How much of the room is used up."""
+    file = tmp_path / "car.toml"
+    line = 'name = "gps"\nport = "/dev/null"\nprotocol = "lines"\nbaudrate = 9600\n'
+    file.write_text(f'[journal]\npath = "{folder}"\nmax_bytes = "2GiB"\n[[serial]]\n{line}')
+    assert "of 2.1 GB that it may take" in ingestd("journal", "status", "-c", str(file)).stdout
+    assert json.loads(ingestd("journal", "status", "-c", str(file), "--json").stdout)["bytes_max"] == 2 << 30
+
+
 def test_status_says_where_everything_is(folder: Path) -> None:
     """Stretches, books and what was refused, for people and for programs; exit code 0."""
     shown = ingestd("journal", "status", folder).stdout

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import asyncpg
 
-from tests.books import assert_books, in_metrics
+from ingestd.journal import Kind
+from tests.books import assert_books, in_metrics, journal_records, newest_segment
 from tests.recorder import Recorder, wait_until
 from tests.torture.blows import Scene, blows_of, mend, small_disk
 from tests.torture.instruments import UNITS_PER_DEGREE, Instruments, number_in
@@ -79,6 +80,7 @@ class Round:
         self.folder, self.server, self.random, self.tally = folder, server, dice, tally
         self.name = f"round_{number}"
         self._words = folder / "words"
+        self._disk_is_large = True
 
     def run(self, lives: int, is_over: Callable[[], bool]) -> None:
         """Live and die so often, then look at what is left. Raises AssertionError."""
@@ -91,6 +93,7 @@ class Round:
             scene = Scene(self.server, proxy, self.name, self.random)
             if self.random.random() < 0.3:
                 scene.disk = stack.enter_context(small_disk(self.folder))
+            self._disk_is_large = scene.disk is None
             dsn = f"postgresql://postgres@127.0.0.1:{proxy.port}/{self.name}?sslmode=disable"
             recorder = Recorder(self.folder, dsn, instruments.configuration(), disk=scene.disk)
             stack.callback(recorder.close)
@@ -106,7 +109,7 @@ class Round:
 
     def _live(self, recorder: Recorder, scene: Scene, instruments: Instruments) -> None:
         """One process, from its start to its SIGKILL."""
-        begun = time.monotonic()
+        begun, newest = time.monotonic(), newest_segment(recorder.journal)
         is_aimed = self.random.random() < 0.75
         if is_aimed:
             phase = self.tally.next_phase(self.random)
@@ -137,11 +140,16 @@ class Round:
         if not ended(process, max(0.0, begun + patience - time.monotonic())) and is_aimed:
             mend(scene)  # Whatever it waits for is there now.
             ended(process, LIFE_SECONDS_MAX / 2)
-        self._note(process, recorder, instruments)
+        self._note(process, recorder, instruments, newest)
         mend(scene)
 
-    def _note(self, process: subprocess.Popen[bytes], recorder: Recorder, instruments: Instruments) -> None:
-        """It is dead, or dies now; where, and whether anything was going on."""
+    def _note(
+        self, process: subprocess.Popen[bytes], recorder: Recorder, instruments: Instruments, newest: int
+    ) -> None:
+        """It is dead, or dies now; where, whether anything was going on, and whether all that it had is there.
+
+        `newest` is the segment before its first.
+        """
         if process.poll() is None:
             idle = time.monotonic() - max(each.sent_at for each in instruments.all.values())
             recorder.kill()
@@ -155,6 +163,10 @@ class Round:
         assert words["commits"], words
         assert words["frames"], words
         assert words["idle_seconds"] < IDLE_SECONDS_MAX, words
+        if self._disk_is_large:
+            records = journal_records(recorder.journal, Kind.FRAMES, after=newest)
+            there = sum(record.frames_count for record in records)
+            assert there >= words["frames"], f"{there} frames are in the journal: {words}"
         self.tally.kills[words["phase"]] += 1
         self.tally.moments[words["phase"], words["moment"]] += 1
 
@@ -178,6 +190,7 @@ class Round:
         for said in books.values():
             self.tally.frames += said.committed
             self.tally.dropped.update(said.dropped)
+            assert not said.dropped or not self._disk_is_large, books
         assert not any(said.rejected for said in books.values()), books
         asyncio.run(assert_values(dsn))
 

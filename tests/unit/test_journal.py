@@ -452,6 +452,24 @@ def test_a_sync_that_fails_leaves_the_segment(tmp_path: Path, monkeypatch: pytes
     assert numbers_of(send_all(journal)) == [0, 1]
 
 
+def test_names_that_the_disk_does_not_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed fsync of the folder the kernel takes its names for durable: none of those files is gone on in."""
+    journal = open_journal(tmp_path)
+    journal.append_frames(frames(0, 1), CLOCK)
+    disk = Disk(monkeypatch, "fsync")
+    disk.error = errno.EIO
+    journal.sync()
+    assert not journal.writable
+    there = {path.name for path in tmp_path.glob("*.journal")}
+    disk.error = 0
+    journal.append_frames(frames(1, 1), CLOCK)
+    assert journal._log.segment is not None
+    assert journal._log.segment.segment.path.name not in there
+    journal.sync()
+    assert journal.writable
+    assert numbers_of(send_all(journal)) == [0, 1]
+
+
 def test_a_file_that_was_deleted(tmp_path: Path) -> None:
     """Somebody empties the folder: recording goes on in a new file, and what is gone is counted as damage."""
     journal = open_journal(tmp_path)

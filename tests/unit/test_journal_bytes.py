@@ -12,9 +12,18 @@ import struct
 from pathlib import Path
 from zlib import crc32
 
+import pytest
+
 from ingestd.journal import Kind, Record, merge
-from ingestd.journal.record import HEADER, Origin, pack, walk
-from ingestd.journal.segment import HEADER_BYTES, SegmentHeader, pack_ended
+from ingestd.journal.record import HEADER, Hole, Origin, pack, walk
+from ingestd.journal.segment import (
+    ENDED_AT,
+    HEADER_BYTES,
+    MACHINE_BYTES_MAX,
+    DamagedHeader,
+    SegmentHeader,
+    pack_ended,
+)
 from ingestd.model import Books, Clock, ClockState
 from tests.journals import open_journal, send_all
 
@@ -29,12 +38,12 @@ RECORD = bytes.fromhex(
 )
 
 HEAD = bytes.fromhex(
-    "494e47455354444a 86cd9c68 0100 0900 0700000000000000 202122232425262728292a2b2c2d2e2f 02000000"
+    "494e47455354444a 1b6e7922 0200 0900 0700000000000000 202122232425262728292a2b2c2d2e2f 02000000"
     "101112131415161718191a1b1c1d1e1f 000102030405060708090a0b0c0d0e0f 2a00000000000000"
     "6d616368696e652d31"
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "journal"  # Written by version 1: every kind of record is in it.
+GOLDEN = Path(__file__).parents[1] / "golden" / "journal-1"  # Written by version 1: every kind of record is in it.
 GOLDEN_SHA256 = {
     "00000001.journal": "3451fb6de81c6e19c1d972bd01497b81f510eaf3b27d491e67907b0b3a0691c3",
     "00000003.journal": "83abd9a9899dfd7418b3ece6a114884623eb0196c6bcc8f55b0f382432d6c8e0",
@@ -61,6 +70,14 @@ def test_a_record() -> None:
     assert [batch.data[row, :length].tobytes() for row, length in enumerate(batch.length)] == [
         b"\x11\x22\x33", b"\x01\x02\x03\x04\x05",
     ]  # fmt: skip
+    in_segment_7 = read.pack(seed=7)
+    assert in_segment_7.hex() == (RECORD[:4] + bytes.fromhex("f68abd15") + RECORD[8:]).hex()
+    assert list(walk(in_segment_7, 7, ORIGIN)) == [read]
+    assert (
+        list(walk(in_segment_7, 8))
+        == list(walk(in_segment_7, 7, Origin(bytes(16), bytes(16))))
+        == [Hole(0, len(RECORD))]
+    )
 
 
 def test_the_header_of_a_segment() -> None:
@@ -103,3 +120,17 @@ def test_a_journal_of_version_1_is_read(tmp_path: Path) -> None:
         (Kind.FRAMES, "can1", 2), (Kind.FRAMES, "gps", 1), (Kind.EVENT, "gps", 0), (Kind.EVENT, "can0", 0),
         (Kind.SESSION, "", 0), (Kind.SESSION, "", 0), (Kind.FRAMES, "can0", 3),
     ]  # fmt: skip
+
+
+def test_what_no_journal_has_written_is_not_read() -> None:
+    """Whole by its checksum, a record of an unknown kind or clock state and a header beyond its limits are damage."""
+    for at, value in ((13, 99), (14, 99)):
+        strange = bytearray(RECORD)
+        strange[at] = value
+        strange[4:8] = crc32(strange[8:]).to_bytes(4, "little")
+        assert list(walk(bytes(strange) + RECORD)) == [Hole(0, len(RECORD)), *walk(RECORD)]
+    header = bytearray(HEAD.ljust(HEADER_BYTES, b"\0"))
+    header[14:16] = (MACHINE_BYTES_MAX + 1).to_bytes(2, "little")
+    header[8:12] = crc32(header[12:ENDED_AT]).to_bytes(4, "little")
+    with pytest.raises(DamagedHeader, match=r"the header of 00000007\.journal is damaged"):
+        SegmentHeader.unpack(bytes(header), "00000007.journal")

@@ -1,4 +1,4 @@
-"""The golden journal, tests/golden/journal: every ingestd writes the same bytes, and reads them as they were meant.
+"""The golden journal, tests/golden/journal-2: every ingestd writes the same bytes, and reads them as they were meant.
 
 A change of these bytes is a new version of the format: raise `VERSION` or `RECORD_VERSION`, keep reading the old one,
 and add another golden journal beside this one. `python -m tests.unit.test_journal_golden FOLDER` writes a journal.
@@ -20,7 +20,7 @@ from ingestd.journal.segment import HEADER_BYTES, read_segment
 from ingestd.model import Books, Clock, ClockState, Event, Flag, FrameBatch, SerialFlag
 from tests.journals import BOOT_ID, CLOCK, SESSION, numbers_of, open_journal, send_all
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "journal"
+GOLDEN = Path(__file__).parents[1] / "golden" / "journal-2"
 STRETCHES = [UUID(int=0xA1 << 120), UUID(int=0xB2 << 120)]
 UNSET = Clock(-3_600_000_000_000, ClockState.UNSET)
 REASON = "22P05: untranslatable character"
@@ -64,7 +64,7 @@ OVERFLOW = Event("can0", "gap", 4_100_000_000, "overflow", {"reason": "overflow"
 
 
 def write(folder: Path) -> None:
-    """The journal that is in tests/golden/journal, with every kind of record in it."""
+    """The journal that is in tests/golden/journal-2, with every kind of record in it."""
     with mock.patch("ingestd.journal.log.uuid4", side_effect=STRETCHES):
         journal = open_journal(folder)
         journal.append_frames(CLASSIC, CLOCK)

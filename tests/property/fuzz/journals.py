@@ -33,7 +33,6 @@ from tests.property.fuzz.target import Strategies, Target, scratch
 
 SOURCES: Final = ("can0", "gps")
 PAGE_BYTES: Final = 4096
-GOLDEN: Final = Path(__file__).parents[2] / "golden" / "journal"
 
 
 class Place(NamedTuple):
