@@ -193,8 +193,7 @@ class Delivery:
         self._known = None
         for cursor in self._cursors.values():
             cursor.confirmed = cursor.done = False
-        if not self._writer.is_open:
-            await self._writer.open()
+        await self._writer.open()
         stretches = self._journal.stretches()
         self._cursors = {each.id: self._cursors[each.id] for each in stretches if each.id in self._cursors}
         standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
