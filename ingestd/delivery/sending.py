@@ -480,7 +480,7 @@ class Delivery:
             return False
         self._said[about] = (str(error), time.monotonic())
         level = logging.WARNING if isinstance(error, StoreUnavailable) else logging.ERROR
-        until = "the database takes it" if is_database else "it can be read"
+        until = "the database takes it" if is_database else "that passes"
         log.log(level, "kept in the journal until %s: %s", until, error)
         return True
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.conftest import psql
+from tests.conftest import as_user, psql
 from tests.integration.test_cli import ingestd
 from tests.recorder import Instrument, Recorder, lines_of
 
@@ -132,8 +132,7 @@ def test_a_user_who_may_not_write(tmp_path: Path, migrated: str, gps: Instrument
     role = f"reader_{uuid4().hex}"
     psql(migrated, f"CREATE ROLE {role} LOGIN", f"GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {role}")
     try:
-        dsn = migrated.replace("postgresql://" + migrated.split("//")[1].split("@")[0], f"postgresql://{role}")
-        found = check(write(tmp_path, serial(gps.link)), "--dsn", dsn, exit_code=1)
+        found = check(write(tmp_path, serial(gps.link)), "--dsn", as_user(migrated, role), exit_code=1)
         assert found["database"][0] == "problem"
         assert f"GRANT UPDATE ON feeds TO {role}; GRANT UPDATE ON sessions TO {role}" in found["database"][1]
     finally:

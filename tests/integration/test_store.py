@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -12,11 +13,12 @@ from ingestd import pipeline
 from ingestd.errors import FeedError, StoreError, StoreUnavailable
 from ingestd.store import writer as writer_module
 from ingestd.store.connection import connect, faults
+from ingestd.store.privileges import missing_privileges
 from ingestd.store.sessions import NewFeed, Session, machine_id, new_session_id, open_catalogue
 from ingestd.store.watch import open_watch
 from ingestd.store.writer import FeedBatch, Writer
 from tests.adversity.conftest import proxy, through
-from tests.conftest import psql
+from tests.conftest import as_user, psql
 from tests.deliveries import counted, counting, end_connections, make, send, sql, until
 from tests.journals import CLOCK, SESSION, frames, open_journal
 from tests.torture.proxy import Proxy
@@ -136,3 +138,17 @@ def test_a_machine_has_an_id(monkeypatch: pytest.MonkeyPatch, content: str | Non
     monkeypatch.setattr(Path, "read_text", read)
     monkeypatch.setattr("uuid.getnode", lambda: 0x0242AC110002)
     assert machine_id() == ("0123456789abcdef" if content else "0242ac110002")
+
+
+async def test_what_a_user_may_not_do_is_named(migrated: str) -> None:
+    """As the statements that would help; a user who may do everything lacks nothing."""
+    version, grants = await missing_privileges(migrated)
+    assert psql(migrated, "SHOW server_version") == version
+    assert not grants
+    role = f"reader_{uuid4().hex}"
+    psql(migrated, f"CREATE ROLE {role} LOGIN", f"GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        _, grants = await missing_privileges(as_user(migrated, role))
+    finally:
+        psql(migrated, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+    assert grants == [f"GRANT UPDATE ON feeds TO {role}", f"GRANT UPDATE ON sessions TO {role}"]
