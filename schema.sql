@@ -29,6 +29,21 @@ CREATE TABLE sessions (
     updated_utc  timestamptz NOT NULL DEFAULT now()      -- of two edits, in the car and in the garage, the later wins
 );
 
+-- An edit by hand need not think of updated_utc. It is the later one of all that are stored, whatever our clock says.
+CREATE FUNCTION sessions_edited() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.updated_utc := greatest(clock_timestamp(), OLD.updated_utc + interval '1 microsecond');
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER sessions_edited BEFORE UPDATE OF name, car_id, driver, track, notes ON sessions
+FOR EACH ROW
+WHEN (NEW.updated_utc = OLD.updated_utc AND (NEW.name, NEW.car_id, NEW.driver, NEW.track, NEW.notes)
+      IS DISTINCT FROM (OLD.name, OLD.car_id, OLD.driver, OLD.track, OLD.notes))
+EXECUTE FUNCTION sessions_edited();
+
 
 -- ------------------------------------------------------------------------------------------------ what is in a chunk
 

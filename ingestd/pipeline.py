@@ -81,6 +81,10 @@ class Decoders:
             self._by_source[source] = Decoder(source, self._tables[key], keep_not_available=self._keep_not_available)
         return self._by_source[source]
 
+    def keep(self, source: str, decoder: FrameDecoder) -> None:
+        """Decode `source` with a decoder that has decoded it before."""
+        self._by_source[source] = decoder
+
     @property
     def sources(self) -> Collection[str]:
         """The sources that have occurred."""

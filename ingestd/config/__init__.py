@@ -47,8 +47,8 @@ from ingestd.config.readers import (
 )
 from ingestd.errors import ConfigError
 
-__all__ = ["Address", "Batch", "Can", "Config", "Database", "DatabaseFile", "Filter", "Http", "Journal", "Serial",
-           "Session", "describe", "load_config"]  # fmt: skip
+__all__ = ["Address", "Batch", "Can", "Config", "Control", "Database", "DatabaseFile", "Filter", "Http", "Journal",
+           "Serial", "Session", "control_socket", "describe", "find_control_socket", "load_config"]  # fmt: skip
 
 PROTOCOLS = ("nmea", "lines")
 # What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself
@@ -213,6 +213,12 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     listen: Annotated[Address | None, address] = Address("127.0.0.1", 9464)
 
 
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the commands reach the daemon; without `socket` it is beside the journal's folder, see `control_socket`."""
+
+    socket: Annotated[Path | None, path_in_folder] = None
+
+
 class DatabaseFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file of message definitions, and how frames find theirs."""
 
@@ -322,6 +328,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     journal: Annotated[Journal, table(Journal, _check_journal)] = msgspec.field(default_factory=Journal)
     batch: Annotated[Batch, table(Batch)] = Batch()
     http: Annotated[Http, table(Http)] = Http()
+    control: Annotated[Control, table(Control)] = Control()
     can: Annotated[tuple[Can, ...], tables(Can, _check_can)] = ()
     serial: Annotated[tuple[Serial, ...], tables(Serial)] = ()
 
@@ -352,6 +359,29 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
         database = msgspec.structs.replace(config.database, dsn=override, embedded=False)
         config = msgspec.structs.replace(config, database=database)
     return config
+
+
+def control_socket(control: Control, journal: Path) -> Path:
+    """The control socket of the daemon with this journal: that is what no two daemons share."""
+    return control.socket or journal.with_name(f"{journal.name}.sock")
+
+
+def find_control_socket(path: Path | None) -> Path:
+    """The control socket of the daemon that runs with a configuration file, or of one with the default journal.
+
+    Looks at nothing else in the file: whoever asks a daemon need not know that the rest of it is in order. Raises
+    ConfigError.
+    """
+    if path is None:
+        return control_socket(Control(), journal_folder())
+    raw = _read_toml(path)
+    at = Place("", path.absolute().parent, [])
+    control = table(Control)(raw.get("control", {}), at / "control")
+    folder = raw.get("journal", {}).get("path") if isinstance(raw.get("journal", {}), dict) else None
+    journal = journal_folder() if folder is None else path_in_folder(folder, at / "journal" / "path")
+    if at.mistakes:
+        raise ConfigError(f"{path}: {at.mistakes[0]}")
+    return control_socket(control, journal)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -16,7 +16,17 @@ PGN_MASK, PDU1_MASK = 0x3FFFF00, 0x3FF0000  # of an id: the PGN, without the des
 
 def open_sources(config: Config) -> list[Source]:
     """A source for every [[can]] and [[serial]], in the order of the file; nothing is opened yet."""
-    return [*(_can(bus) for bus in config.can), *(_serial(line) for line in config.serial)]
+    return [open_source(table) for table in tables_of(config)]
+
+
+def tables_of(config: Config) -> list[Can | Serial]:
+    """Every [[can]] and [[serial]]."""
+    return [*config.can, *config.serial]
+
+
+def open_source(table: Can | Serial) -> Source:
+    """The source of one of them; nothing is opened yet."""
+    return _can(table) if isinstance(table, Can) else _serial(table)
 
 
 def _can(bus: Can) -> Source:

@@ -111,6 +111,10 @@ class Recording:
         """The session is continued: `last_stamps` will tell where it broke off."""
         self._is_continued = True
 
+    def forget_before(self) -> None:
+        """Another session begins: what comes next continues nothing."""
+        self._is_continued, self._last_ns = False, {}
+
     def last_stamps(self, last_ns: Mapping[str, int], untold: Iterable[tuple[str, int, int]] = ()) -> None:
         """The last stamp of each source before this process, in the same boot, and gaps that are not told yet."""
         for source, from_ns, to_ns in untold:

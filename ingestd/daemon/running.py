@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 
-from ingestd.config import Config
+from ingestd.config import Config, control_socket
 from ingestd.daemon.devices import open_sources
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.service import Daemon
@@ -35,9 +35,14 @@ async def _run(config: Config) -> int:
     watchdog = asyncio.create_task(notifier.keep_watchdog_quiet(), name="watchdog")
     try:
         # Here and not above: importing aiohttp takes longer than everything that comes before the first frame.
-        from ingestd.daemon.endpoints import serve
+        from ingestd.daemon import control, endpoints
+        from ingestd.daemon.session_control import session_routes
 
-        async with serve(config.http.listen, daemon.snapshot):
+        socket = control_socket(config.control, config.journal.path)
+        async with (
+            endpoints.serve(config.http.listen, daemon.snapshot),
+            control.serve(socket, session_routes(daemon)),
+        ):
             stopping = asyncio.create_task(daemon.stopped.wait(), name="stop")
             await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
             notifier.stopping("writing what the database takes")

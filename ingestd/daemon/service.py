@@ -13,40 +13,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from ingestd import __version__
 from ingestd.backoff import Backoff
-from ingestd.clock import WallClock, boot_id
-from ingestd.config import Config, DatabaseFile, describe
+from ingestd.clock import WallClock, boot_id, mono_ns
+from ingestd.config import Config
+from ingestd.daemon.attendance import Attendance
+from ingestd.daemon.decoding import Loaded, load_at_start
 from ingestd.daemon.devices import filter_by_databases
 from ingestd.daemon.recording import Recording
-from ingestd.decode.can import DECODER_VERSION
-from ingestd.decode.databases import Match, SignalDatabase
-from ingestd.decode.parsing import parse
-from ingestd.delivery.sending import Delivery, DeliveryStatus
+from ingestd.daemon.session import RunningSession, checked_text
+from ingestd.delivery.sending import Delivery
+from ingestd.delivery.status import DeliveryStatus
 from ingestd.errors import IngestdError, StoreError
 from ingestd.journal import Journal, SessionInfo
 from ingestd.metrics import JournalNumbers, Snapshot, StoreNumbers
-from ingestd.model import Books, Source
-from ingestd.pipeline import Binding, Decoders
+from ingestd.model import Books, Event, Source
 from ingestd.store import embedded, migrate
-from ingestd.store.sessions import machine_id, new_session_id
+from ingestd.store.sessions import machine_id
 from ingestd.store.writer import Writer
 
 GRACE_SECONDS = 10.0  # how long a stop waits for the database
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.5, 5.0
-PARSE_AGAIN_SECONDS = 60.0  # A file that did not change is parsed again then: the reason may be elsewhere.
 NOTICE_SECONDS = 60.0  # how often what the journal says is said again
-# When a session was edited last, for one that nobody has edited: before anything that people do, whatever our clock
-# says; and a process that continues it keeps what the one that began it had to say.
-BEGUN_UTC, CONTINUED_UTC = datetime.fromtimestamp(2, UTC), datetime.fromtimestamp(1, UTC)
+RECOVERY_SECONDS_MAX = 30.0  # how long a command waits until it is known what earlier runs left
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +52,16 @@ class Daemon:
     def __init__(self, config: Config, sources: list[Source]) -> None:
         """Open the journal. Raises IngestdError if somebody else holds it or it cannot be made."""
         self.config = config
-        self.sources = sources
         self.wall_clock = WallClock()
         self._boot_id, self._machine_id = boot_id(), machine_id()
         self._recovered, self.stopped = asyncio.Event(), asyncio.Event()
         last = Journal.peek(config.journal.path)
         self._continued = last is not None and last.boot_id == self._boot_id and not last.ended
-        self.session_id: UUID = last.session_id if last is not None and self._continued else new_session_id()
-        self._session = self._describe_session()
+        continues = last.session_id if last is not None and self._continued else None
+        self.session = RunningSession.begin(config, self._boot_id, continues=continues)
         self.journal = Journal.open(
             config.journal.path,
-            session=SessionInfo(self.session_id, self._session),
+            session=SessionInfo(self.session.id, self.session.record),
             machine_id=self._machine_id,
             boot_id=self._boot_id,
             max_bytes=config.journal.max_bytes,
@@ -75,26 +69,24 @@ class Daemon:
         )
         self._folder = config.journal.path.stat()  # It tells this machine's journals apart.
         self.recording = Recording(self.journal, self.wall_clock)
+        self.attendance = Attendance(sources, self.recording, self._failed_task)
+        self.loaded: Loaded | None = None  # the signal databases in force
         self.exit_code = 0
+        self._failed: list[asyncio.Task[Any]] = []
+        self._loading: asyncio.Task[None] | None = None
         self._noticed: dict[str, float] = {}  # what the journal said, and when it was logged
         self.delivery: Delivery | None = None
         self.trouble: dict[str, str] = {}  # what is wrong that is not a source's or the database's
 
-    def _describe_session(self) -> dict[str, Any]:
-        """The SESSION record that begins every stretch."""
-        given, now = self.config.session, datetime.now(UTC)
-        recorder = given.car_id or socket.gethostname()
-        return {
-            "name": given.name or f"{recorder} {now:%Y-%m-%d %H:%M:%S}",
-            "car_id": given.car_id,
-            "driver": given.driver,
-            "track": given.track,
-            "notes": given.notes,
-            "created_utc": now.isoformat(),
-            "updated_utc": (CONTINUED_UTC if self._continued else BEGUN_UTC).isoformat(),
-            "time_base": self._boot_id,
-            "config": {"ingestd": __version__, "decoder": DECODER_VERSION, "file": describe(self.config)},
-        }
+    @property
+    def session_id(self) -> UUID:
+        """Of the session that is being recorded."""
+        return self.session.id
+
+    @property
+    def sources(self) -> list[Source]:
+        """Those that are running."""
+        return list(self.attendance.sources.values())
 
     @property
     def recovered(self) -> bool:
@@ -108,7 +100,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Record until `stop`. Raises nothing that is not a defect."""
-        sources = [asyncio.create_task(source.run(self.recording), name=source.name) for source in self.sources]
+        self.attendance.begin_all()
         await asyncio.sleep(0)
         log.info(
             "recording session=%s continued=%s journal=%s sources=%s",
@@ -116,24 +108,34 @@ class Daemon:
         )  # fmt: skip
         if self._continued:
             self.recording.expect_last_stamps()
-        background = [
-            asyncio.create_task(self._sync(), name="sync"),
-            asyncio.create_task(self._recover(), name="recover"),
-        ]
-        delivering = asyncio.create_task(self._deliver(), name="deliver")
+        syncing = self._watched(asyncio.create_task(self._sync(), name="sync"))
+        recovering = asyncio.create_task(self._recover(), name="recover")
+        delivering = self._watched(asyncio.create_task(self._deliver(), name="deliver"))
+        self._loading = asyncio.create_task(self._load(), name="load")
+        self._loading.add_done_callback(self._loading_ended)
         try:
-            stopping = asyncio.create_task(self.stopped.wait(), name="stop")
-            await asyncio.wait([stopping, *sources, *background[:1], delivering], return_when=asyncio.FIRST_COMPLETED)
+            await self.stopped.wait()
         finally:
-            await self._shut_down(sources, background, delivering)
+            await self._shut_down([syncing, recovering, self._loading], delivering)
 
-    async def _shut_down(
-        self, sources: list[asyncio.Task[None]], background: list[asyncio.Task[None]], delivering: asyncio.Task[None]
-    ) -> None:
-        failed = [task for task in [*sources, background[0], delivering] if task.done()]
-        for task in failed:
-            log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=task.exception())
-        await _end(sources)
+    def _watched(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        task.add_done_callback(lambda task: None if self.stopped.is_set() else self._failed_task(task))
+        return task
+
+    def _loading_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._failed_task(task)
+
+    def _failed_task(self, task: asyncio.Task[None]) -> None:
+        """What runs for as long as the daemon has ended: then so does the daemon, to be started again."""
+        self._failed.append(task)
+        self.stopped.set()
+
+    async def _shut_down(self, background: list[asyncio.Task[None]], delivering: asyncio.Task[None]) -> None:
+        for task in self._failed:
+            error = None if task.cancelled() else task.exception()
+            log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=error)
+        await self.attendance.end_all()
         self.recording.tell_overflows(at_once=True)
         self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
         await asyncio.to_thread(self.journal.sync)
@@ -141,10 +143,10 @@ class Daemon:
             self.delivery.stop()
             await asyncio.wait([delivering], timeout=GRACE_SECONDS)
         await _end([delivering, *background])
-        self.journal.close(ended=not failed)
+        self.journal.close(ended=not self._failed)
         self._say_notices()
         self._say_books()
-        self.exit_code = 1 if failed else 0
+        self.exit_code = 1 if self._failed else 0
 
     def _say_books(self) -> None:
         """The last line: everything that was received, and where it is."""
@@ -187,26 +189,31 @@ class Daemon:
             log.warning("journal: %s", warning)
         if self._continued:
             self.recording.last_stamps(recovery.last_stamps, recovery.untold)
+            if recovery.session.get("id") == self.session_id.hex:
+                self.session.inherit(recovery.session)
+                self.journal.append_session(self.session.record)
         self._recovered.set()
 
     async def _deliver(self) -> None:
-        """Find the database and the decoders, then send for good."""
-        dsn = await self._dsn()
-        writer = Writer(dsn, "", journal=f"{self._machine_id[:12]}-{self._folder.st_dev:x}-{self._folder.st_ino:x}")
-        self.delivery = Delivery(
-            self.journal,
-            writer,
-            self._machine_id,
-            clock=self.wall_clock.now,
-            interval_s=self.config.batch.interval_seconds,
-            store_frames=self.config.database.store_frames,
-        )
-        sending = asyncio.create_task(self.delivery.run(self._recovered), name="send")
-        try:
-            self.delivery.decoders = await self._load_decoders()
-            await sending
-        finally:
-            await _end([sending])
+        """Find the database and send for good: anew whenever a reload has named another one."""
+        journal = f"{self._machine_id[:12]}-{self._folder.st_dev:x}-{self._folder.st_ino:x}"
+        while True:
+            dsn = await self._dsn()
+            self.delivery = Delivery(
+                self.journal,
+                Writer(dsn, "", journal=journal),
+                self._machine_id,
+                clock=self.wall_clock.now,
+                interval_s=self.config.batch.interval_seconds,
+                store_frames=self.config.database.store_frames,
+                status=None if self.delivery is None else self.delivery.status,
+            )
+            self.delivery.decoders = None if self.loaded is None else self.loaded.decoders
+            if self.stopped.is_set():
+                self.delivery.stop()
+            await self.delivery.run(self._recovered)
+            if not self.delivery.is_halted:
+                return
 
     async def _dsn(self) -> str:
         """The DSN; the embedded server is started, and its schema brought up to date, if that is what was asked for."""
@@ -217,49 +224,76 @@ class Daemon:
                 if await migrate.current(dsn) != migrate.head():
                     await migrate.upgrade(dsn)
                 self._cured("database")
-                return dsn
+                if self.config.database.dsn is None:  # No reload came in between.
+                    return dsn
             except StoreError as error:
                 self._troubled("database", str(error))
                 await asyncio.sleep(backoff.next_seconds())
+        self._cured("database")
         return self.config.database.dsn
 
-    async def _load_decoders(self) -> Decoders:
-        """Parse the signal databases, in another process: it takes seconds, and the loop has frames to read.
+    async def _load(self) -> None:
+        self.decode_with(await load_at_start(self.config, self._troubled, self._cured))
 
-        One that cannot be parsed stops the sending and not the recording, and is tried again when it has changed.
+    def decode_with(self, loaded: Loaded) -> None:
+        """Decode with these databases whatever is decoded from now on."""
+        if self._loading is not None and self._loading is not asyncio.current_task():
+            self._loading.cancel()  # A reload was quicker.
+        for path in [each for each in self.trouble if each not in ("database", "configuration")]:
+            self._cured(path)
+        self.loaded = loaded
+        if self.delivery is not None:
+            self.delivery.decoders = loaded.decoders
+        for bus in loaded.config.can:
+            filter_by_databases(bus, self.sources, loaded.of(bus))
+
+    async def begin_session(self, given: Mapping[str, Any]) -> RunningSession:
+        """End the session and begin another; the one that has ended. Raises UsageError, IngestdError.
+
+        Between two records of the journal: no source notices, and no frame is in neither of them.
         """
-        bindings: list[Binding] = []
-        files: set[tuple[Path, Match]] = {(file.file, _match(file)) for bus in self.config.can for file in bus.dbc}
-        loaded: dict[tuple[Path, Match], SignalDatabase] = {}
-        for key in sorted(files):
-            loaded[key] = await self._load(*key)
-            for warning in loaded[key].warnings:
-                log.warning("%s", warning)
-        for bus in self.config.can:
-            databases = [loaded[file.file, _match(file)] for file in bus.dbc]
-            bindings += [Binding(bus.name, database) for database in databases]
-            filter_by_databases(bus, self.sources, databases)
-        decoders = Decoders(bindings, protocols={line.name: line.protocol for line in self.config.serial})
-        for bus in self.config.can:
-            decoders.of(bus.name)
-        for warning in decoders.warnings:
-            log.warning("%s", warning)
-        return decoders
+        await self._known()
+        begun, ended = RunningSession.begin(self.config, self._boot_id, given), self.session
+        begun.config = ended.config | {"since_ns": mono_ns()}
+        self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
+        self.recording.forget_before()
+        self.journal.begin_stretch(SessionInfo(begun.id, begun.record))
+        self.session = begun
+        log.info("session ended=%s begun=%s name=%r", ended.id, begun.id, begun.metadata["name"])
+        await asyncio.to_thread(self.journal.sync)
+        return ended
 
-    async def _load(self, path: Path, match: Match) -> SignalDatabase:
-        while True:
-            tried = _fingerprint(path)
-            try:
-                database = await parse(path, match)
-                self._cured(str(path))
-                return database
-            except IngestdError as error:
-                self._troubled(str(path), f"{error}; recording goes on, nothing is sent until the file is corrected")
-            backoff, again_at = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX), time.monotonic() + PARSE_AGAIN_SECONDS
-            while True:
-                await asyncio.sleep(backoff.next_seconds())
-                if _fingerprint(path) != tried or time.monotonic() > again_at:
-                    break
+    async def edit_session(self, changes: Mapping[str, Any]) -> None:
+        """Change the metadata of the session that is being recorded. Raises UsageError, IngestdError."""
+        await self._known()
+        self.session.edit(changes)
+        self.journal.append_session(self.session.record)
+        log.info("session edited=%s keys=%s", self.session_id, ",".join(sorted(changes)))
+        await asyncio.to_thread(self.journal.sync)
+
+    async def mark(self, text: str) -> None:
+        """Record a marker at this instant. Raises UsageError."""
+        self.recording.event(Event("", "marker", mono_ns(), payload={"text": checked_text("the marker", text)}))
+        await asyncio.to_thread(self.journal.sync)
+
+    async def _known(self) -> None:
+        """Until the session is known as the process before left it. Raises IngestdError if that takes too long."""
+        try:
+            async with asyncio.timeout(RECOVERY_SECONDS_MAX):
+                await self._recovered.wait()
+        except TimeoutError as error:
+            raise IngestdError("the journal is still being looked through", "try again in a while") from error
+        if self.stopped.is_set():
+            raise IngestdError("the daemon is stopping", "its session ends with it")
+
+    def refused(self, error: IngestdError) -> None:
+        """A configuration cannot be used: the one before stays in force."""
+        log.error("the configuration is refused, the one before stays in force: %s", error)
+        self.trouble["configuration"] = f"refused, the one before is in force: {error}"
+
+    def accepted(self) -> None:
+        """The configuration in the file is in force."""
+        self.trouble.pop("configuration", None)
 
     def _troubled(self, what: str, message: str) -> None:
         if self.trouble.get(what) != message:
@@ -302,19 +336,6 @@ class Daemon:
             ),
             trouble={**({"database": status.trouble} if status.trouble else {}), **self.trouble},
         )
-
-
-def _match(file: DatabaseFile) -> Match:
-    return cast(Match, file.match)  # The configuration has checked it.
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """What changes when somebody writes to a file or changes who may read it; None if it is not there."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_ctime_ns
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:

@@ -22,15 +22,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from ingestd.backoff import Backoff
 from ingestd.clock import mono_ns
 from ingestd.delivery.feeds import BATCH_BYTES_MIN, Cursor, Finding, is_known, judge, new_feed_id, placeholder
+from ingestd.delivery.status import DeliveryStatus
 from ingestd.delivery.transactions import FeedState, Lost, Prepared, prepare, prepare_end, prepare_rejected
 from ingestd.errors import FeedError, IngestdError, StoreError, StoreRejected, StoreUnavailable
 from ingestd.journal import Journal, ReadResult, Record, Stretch, StretchReader
-from ingestd.metrics import Histogram
 from ingestd.model import Clock, Event
 from ingestd.pipeline import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, Decoders
 from ingestd.store.faults import Cause, classify, sqlstate
@@ -52,20 +51,6 @@ TOO_MUCH = ("53", QUERY_CANCELED)  # What a smaller batch may be spared.
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class DeliveryStatus:
-    """What the task says of itself, for metrics and for people."""
-
-    database_up: bool = False
-    trouble: str = "not connected yet"
-    commits: int = 0
-    failures: int = 0
-    commit_seconds: Histogram = field(default_factory=Histogram)
-    lag_seconds: Histogram = field(default_factory=Histogram)  # wire to committed, of the oldest frame of a live batch
-    lag_seconds_last: float = 0.0
-    drained_at: float = field(default_factory=time.monotonic)  # when last nothing was left to send
-
-
 class Delivery:
     """Sends a journal. `run` is the task; `stop` makes it send what is there and then end."""
 
@@ -78,19 +63,21 @@ class Delivery:
         clock: Callable[[], Clock],
         interval_s: float,
         store_frames: bool = True,
+        status: DeliveryStatus | None = None,
     ) -> None:
-        self.status = DeliveryStatus()
+        """`status` is that of the delivery before, into another database: its totals go on."""
+        self.status = status or DeliveryStatus()
         self.decoders: Decoders | None = None  # nothing is sent before they are there
         self._journal = journal
         self._writer = writer
         self._machine_id = machine_id
         self._clock = clock
-        self._interval_s = interval_s
-        self._store_frames = store_frames
+        self.interval_s = interval_s  # Both may be changed at any time, for the next batch.
+        self.store_frames = store_frames
         self._cursors: dict[str, Cursor] = {}
         self._known: bool | None = None  # whether it is the database we know, since the connection was opened
         self._behind: set[str] = set()  # stretches of which it has less than it had, or does not know the end
-        self._stopping = False
+        self._stopping = self._halting = False
         self._down_since = time.monotonic()  # … or since the last commit
         self._said: dict[str, tuple[str, float]] = {}  # what was said when, by stretch; "" is the database as a whole
         self._rejected_count = 0
@@ -99,15 +86,22 @@ class Delivery:
     def __repr__(self) -> str:
         return f"<Delivery {self._writer}: {self.status.commits} commits>"
 
+    @property
+    def is_halted(self) -> bool:
+        """Whether it was told to leave the rest to another."""
+        return self._halting
+
     async def run(self, recovered: asyncio.Event) -> None:
-        """Send until told to stop, and then until nothing is left. `recovered`: the journal knows its older stretches.
+        """Send until told to stop, and then until nothing is left; or until told to halt.
+
+        `recovered`: the journal knows its older stretches.
 
         Cancelling it is allowed at any time and leaves the rest in the journal; it cannot be run again after that.
         """
         await recovered.wait()
         live_at, was_live = time.monotonic(), False
         try:
-            while True:
+            while not self._halting:
                 now = time.monotonic()
                 stretch = None
                 if self.decoders is not None:
@@ -121,13 +115,17 @@ class Delivery:
                 await self._try(stretch)
                 was_live = stretch.is_current
                 if was_live and not self._is_urgent(stretch):
-                    live_at = max(now + self._interval_s, time.monotonic())
+                    live_at = max(now + self.interval_s, time.monotonic())
         finally:
             self._writer.terminate()
 
     def stop(self) -> None:
         """Let `run` end once everything is sent."""
         self._stopping = True
+
+    def halt(self) -> None:
+        """Let `run` end with the batch that is under way: what is left is for another delivery."""
+        self._halting = True
 
     def _next(self, *, live_due: bool, older_first: bool) -> Stretch | None:
         """The stretch to send from now: the newest if it is due, else the oldest that has anything and may be tried.
@@ -326,7 +324,7 @@ class Delivery:
                 decoders,
                 position=cursor.position,
                 completed=not stretch.is_current and records[-1].sequence >= stretch.last_sequence,
-                store_frames=self._store_frames,
+                store_frames=self.store_frames,
                 acknowledged=self._acknowledged(cursor),
             )
         except Exception as error:

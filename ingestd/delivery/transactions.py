@@ -278,6 +278,7 @@ def session_edit(session_id: Any, fields: Mapping[str, Any]) -> SessionEdit:
         track=fields.get("track"),
         notes=fields.get("notes"),
         config=fields.get("config") or {},
+        edited_utc={name: datetime.fromisoformat(at) for name, at in fields.get("edited_utc", {}).items()},
     )
 
 

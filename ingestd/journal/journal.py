@@ -45,8 +45,8 @@ class LastSession:
 class Recovery:
     """What earlier runs left, in words and numbers, and of the session before ours what to know for its continuation.
 
-    `last_stamps` of each source; `untold`: source, last stamp before and first stamp behind a time without a daemon of
-    which the process that ended it did not live to tell.
+    `session` is its metadata, without `config`; `last_stamps` of each source; `untold`: source, last stamp before and
+    first stamp behind a time without a daemon of which the process that ended it did not live to tell.
     """
 
     warnings: list[str]
@@ -54,6 +54,7 @@ class Recovery:
     untold: list[tuple[str, int, int]] = field(default_factory=list)
     torn_bytes: int = 0
     damaged_bytes: int = 0
+    session: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Stretch(NamedTuple):
@@ -108,10 +109,7 @@ class Journal:
 
         Takes the same time however much lies in the folder: that is for `recover` to read.
         """
-        if when_full not in POLICIES:
-            raise UsageError(f"a journal has no policy {when_full!r}", f"one of {', '.join(POLICIES)}")
-        if segment_bytes < SEGMENT_BYTES_MIN or max_bytes < SEGMENTS_MIN * segment_bytes:
-            raise UsageError(f"{max_bytes} bytes are too few for a journal", f"{SEGMENTS_MIN * segment_bytes} at least")
+        _check_budget(max_bytes, when_full, segment_bytes)
         if len(machine_id.encode()) > MACHINE_BYTES_MAX:
             raise UsageError(f"an id of a machine takes at most {MACHINE_BYTES_MAX} bytes")
         with ExitStack() as on_error:
@@ -157,6 +155,13 @@ class Journal:
     def begin_stretch(self, session: SessionInfo | None = None) -> None:
         """End the stretch being written and begin another, in a segment of its own; of another session if given."""
         self._log.begin_stretch(session)
+
+    def set_budget(self, max_bytes: int, when_full: str) -> None:
+        """How much of the disk it may take from now on, and what is lost when that is used up; see `open`."""
+        _check_budget(max_bytes, when_full, self._shelf.segment_bytes)
+        with self._log.lock:
+            self._shelf.bytes_max = max_bytes
+            self._log.room.set_policy(when_full)
 
     def sync(self) -> None:
         """Make durable what was appended before this call, and make room for what comes. For a thread; never raises."""
@@ -251,6 +256,7 @@ class Journal:
             for segment in stock.segments:
                 self._shelf.add(segment)
             earlier = [each for each in stock.ledger.stretches.values() if each.sequence_last]
+            session = stock.ledger.session
             stock.ledger.absorb(self._log.ledger)
             self._log.ledger, self._log.recovered = stock.ledger, True
             self._log.state_number = stock.state_number
@@ -277,7 +283,7 @@ class Journal:
                 untold += [(source, last_ns[source], at_ns) for source, at_ns in behind if source in last_ns]
                 last_ns |= account.last_ns
         damaged_bytes = sum(len(damage.data) for damage in stock.damages)
-        return Recovery(warnings, last_ns, untold, stock.torn_bytes, damaged_bytes)
+        return Recovery(warnings, last_ns, untold, stock.torn_bytes, damaged_bytes, session)
 
     def stretches(self) -> list[Stretch]:
         """What there is to send, oldest first, the one being written last; before `recover` only that one."""
@@ -379,6 +385,13 @@ class Journal:
             notices = list(self._log.notices)
             self._log.notices.clear()
         return notices
+
+
+def _check_budget(max_bytes: int, when_full: str, segment_bytes: int) -> None:
+    if when_full not in POLICIES:
+        raise UsageError(f"a journal has no policy {when_full!r}", f"one of {', '.join(POLICIES)}")
+    if segment_bytes < SEGMENT_BYTES_MIN or max_bytes < SEGMENTS_MIN * segment_bytes:
+        raise UsageError(f"{max_bytes} bytes are too few for a journal", f"{SEGMENTS_MIN * segment_bytes} at least")
 
 
 def _trim_unused(segments: list[Segment], warnings: list[str]) -> None:

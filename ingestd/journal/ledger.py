@@ -133,6 +133,7 @@ class Ledger:
         self.dropped: dict[str, Counter[str]] = {}
         self.stretches: dict[str, StretchAccount] = {}
         self.removing: set[int] = set()  # numbers of segments that were to be deleted; are they?
+        self.session: dict[str, Any] = {}  # what is known of the newest session, see `note_session`
 
     def books(self) -> dict[str, Books]:
         """Where the frames of each source are."""
@@ -206,10 +207,24 @@ class Ledger:
             for reason, count in record.lost().items():
                 self.lose(record.source, reason, count)
             self.note_resumption(record.event(), stretch)
+        elif record.kind is Kind.SESSION:
+            self.note_session(record.session_id, record.session())
         elif record.kind is Kind.STATE:
             self._take_state(record.json())
         elif record.kind in (Kind.SETTLE, Kind.FEED, Kind.REMOVED):
             self._apply_bookkeeping(record.kind, record.json(), stretch)
+
+    def note_session(self, session_id: UUID, fields: Mapping[str, Any]) -> None:
+        """Keep the metadata of the newest session, for the process that continues it; of one session the latest.
+
+        One that only ends the session says nothing of it, and `config` is long and each process's own.
+        """
+        if "time_base" not in fields:
+            return
+        known = {"id": session_id.hex, **{name: value for name, value in fields.items() if name != "config"}}
+        is_same = self.session.get("id") == known["id"]
+        if not is_same or known.get("updated_utc", "") >= self.session.get("updated_utc", ""):
+            self.session = known
 
     def note_resumption(self, event: Event, stretch: StretchAccount) -> None:
         """A source is recorded again after a time without a daemon; or a gap has told of such a time."""
@@ -258,6 +273,7 @@ class Ledger:
                     "rejected": dict(self.rejected),
                     "dropped": {source: dict(reasons) for source, reasons in self.dropped.items()},
                     "removing": sorted(self.removing),
+                    **({"session": self.session} if self.session else {}),
                 }
             yield state | {"stretches": stretches[begin : begin + STATE_STRETCHES_MAX]}
 
@@ -268,6 +284,7 @@ class Ledger:
             self.rejected = Counter(state["rejected"])
             self.dropped = {source: Counter(reasons) for source, reasons in state["dropped"].items()}
             self.removing = set(state["removing"])
+            self.session = dict(state.get("session", {}))
             self.stretches = {}
         for value in state["stretches"]:
             self.stretches[value["id"]] = StretchAccount.from_json(value)
@@ -287,6 +304,8 @@ class Ledger:
             self.dropped.setdefault(source, Counter()).update(reasons)
         self.stretches |= later.stretches
         self.removing |= later.removing
+        if later.session:
+            self.note_session(UUID(later.session["id"]), later.session)
 
 
 def settled(committed: Mapping[str, int], rejected: Mapping[str, int], dropped: Lost) -> Counter[str]:

@@ -120,6 +120,7 @@ class Log:
         with self.lock:
             self._session = SessionInfo(self._session.id, dict(fields))
             self._session_owed = bool(self._append(Kind.SESSION, encode_json(self._session.fields)))
+            self.ledger.note_session(self._session.id, self._session.fields)
 
     def begin_stretch(self, session: SessionInfo | None = None) -> None:
         """End the stretch being written and begin another, in a segment of its own; of another session if given."""

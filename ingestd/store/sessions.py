@@ -22,6 +22,7 @@ import asyncpg
 
 from ingestd.errors import StoreError, UsageError
 from ingestd.store.connection import connect, faults
+from ingestd.store.writer import METADATA
 
 CAPTURE_TIME_BASE = "capture"
 
@@ -83,6 +84,10 @@ class SessionSummary:
     samples: int
     channels: int
     files: Sequence[str]
+    driver: str | None = None
+    track: str | None = None
+    notes: str | None = None
+    updated_utc: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +249,9 @@ class Catalogue:
             SELECT s.id, s.name, s.car_id, s.created_utc, s.ended_utc,
                    coalesce((SELECT sum(frames) FROM feeds f WHERE f.session_id = s.id), 0)::bigint AS frames,
                    c.samples, c.channels,
-                   ARRAY(SELECT path FROM feeds f WHERE f.session_id = s.id AND path IS NOT NULL ORDER BY f.created_utc)
+                   ARRAY(SELECT path FROM feeds f WHERE f.session_id = s.id AND path IS NOT NULL
+                         ORDER BY f.created_utc),
+                   s.driver, s.track, s.notes, s.updated_utc
             FROM sessions s CROSS JOIN LATERAL (
                 SELECT coalesce(sum(present.frames), 0)::bigint AS samples,
                        count(DISTINCT (g.source, ch.channel)) AS channels
@@ -257,6 +264,12 @@ class Catalogue:
             """
         )
         return [SessionSummary(*row.values()) for row in rows]
+
+    async def edit(self, session_id: UUID, changes: Mapping[str, str | None]) -> None:
+        """Change metadata of a session, by their columns: METADATA of the writer. The trigger stamps the edit."""
+        assert changes.keys() <= set(METADATA), "other columns are not for people"
+        columns = ", ".join(f"{name} = ${number}" for number, name in enumerate(changes, 2))
+        await self._fetch(f"UPDATE sessions SET {columns} WHERE id = $1", session_id, *changes.values())
 
     async def channels(self, session_id: UUID) -> list[ChannelSummary]:
         """What a session holds, a row per source and channel, from the chunk summaries where there are some."""

@@ -36,9 +36,15 @@ PROGRESS_BYTES = 262_144
 LOCK_SECONDS_MAX = 10.0  # A killed process's backend notices within this time; a living one keeps the lock.
 
 
+METADATA = ("name", "car_id", "driver", "track", "notes")  # of a session, for people: what can be edited
+
+
 @dataclass(frozen=True, slots=True)
 class SessionEdit:
-    """What a recorder knows of a session at some time; the latest edit of it wins, here or in the database."""
+    """What a recorder knows of a session at some time; the latest edit of it wins, here or in the database.
+
+    What was edited here before the latest edit there stays as it is there, and so does what was never edited here.
+    """
 
     id: UUID
     time_base: str
@@ -51,6 +57,7 @@ class SessionEdit:
     track: str | None = None
     notes: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    edited_utc: Mapping[str, datetime] = field(default_factory=dict)  # by METADATA, where not `updated_utc`
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +169,7 @@ class Writer:
         async with faults(self._dsn, on_failure=self.terminate):
             connection = self._open()
             await connection.execute("BEGIN")
-            await _save_session(connection, session, "DO NOTHING")
+            await _save_session(connection, session, is_edit=False)
             await connection.execute(
                 """
                 INSERT INTO feeds (feed_id, kind, session_id, position, machine_id, frames)
@@ -199,14 +206,14 @@ class Writer:
                 if data.rows:
                     await _copy(connection, data, deadline)
             for session in batch.sessions:
-                await _save_session(connection, session, _LATEST_EDIT_WINS)
+                await _save_session(connection, session, is_edit=True)
             if batch.events:
                 assert batch.session_id is not None, "events belong to a session"
                 await connection.executemany(_ADD_EVENT, [_event_row(batch.session_id, each) for each in batch.events])
             if batch.completed and batch.ended_utc is not None:
                 await connection.execute(
                     """
-                    UPDATE sessions SET ended_utc = greatest(ended_utc, $2), updated_utc = now()
+                    UPDATE sessions SET ended_utc = greatest(ended_utc, $2)
                     WHERE id = (SELECT session_id FROM feeds WHERE feed_id = $1)
                     """,
                     self.feed_id,
@@ -289,11 +296,18 @@ _ADD_EVENT = """
 INSERT INTO events (session_id, source, kind, key, ts_mono_ns, utc_offset_ns, payload)
 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
 """
+# The configuration is nobody's to edit: that of the latest stamp is in force.
 _LATEST_EDIT_WINS = """
 DO UPDATE SET created_utc = least(sessions.created_utc, excluded.created_utc),
-    name = excluded.name, car_id = excluded.car_id, driver = excluded.driver, track = excluded.track,
-    notes = excluded.notes, config = excluded.config, updated_utc = excluded.updated_utc
-WHERE sessions.updated_utc <= excluded.updated_utc
+    name = CASE WHEN $12 > sessions.updated_utc THEN excluded.name ELSE sessions.name END,
+    car_id = CASE WHEN $13 > sessions.updated_utc THEN excluded.car_id ELSE sessions.car_id END,
+    driver = CASE WHEN $14 > sessions.updated_utc THEN excluded.driver ELSE sessions.driver END,
+    track = CASE WHEN $15 > sessions.updated_utc THEN excluded.track ELSE sessions.track END,
+    notes = CASE WHEN $16 > sessions.updated_utc THEN excluded.notes ELSE sessions.notes END,
+    config = CASE WHEN coalesce((excluded.config ->> 'since_ns')::bigint, 0)
+                       >= coalesce((sessions.config ->> 'since_ns')::bigint, 0)
+                  THEN excluded.config ELSE sessions.config END,
+    updated_utc = greatest(sessions.updated_utc, excluded.updated_utc)
 """
 
 
@@ -303,12 +317,15 @@ def _event_row(session_id: UUID, stamped: StampedEvent) -> tuple[Any, ...]:
     return session_id, event.source, event.kind, event.key, event.ts_ns, stamped.utc_offset_ns, payload
 
 
-async def _save_session(connection: asyncpg.Connection, session: SessionEdit, on_conflict: str) -> None:
+async def _save_session(connection: asyncpg.Connection, session: SessionEdit, *, is_edit: bool) -> None:
+    stamps = [session.edited_utc.get(name, session.updated_utc) for name in METADATA] if is_edit else []
     await connection.execute(
         "INSERT INTO sessions (id, name, car_id, driver, track, created_utc, ended_utc, notes, time_base, config,"
-        f" updated_utc) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) {on_conflict}",
+        " updated_utc) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) "
+        + (_LATEST_EDIT_WINS if is_edit else "DO NOTHING"),
         session.id, session.name, session.car_id, session.driver, session.track, session.created_utc,
         session.ended_utc, session.notes, session.time_base, json.dumps(dict(session.config)), session.updated_utc,
+        *stamps,
     )  # fmt: skip
 
 

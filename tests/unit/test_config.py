@@ -376,6 +376,7 @@ def structs() -> dict[str, type[msgspec.Struct]]:
         "[journal]": configuration.Journal,
         "[batch]": configuration.Batch,
         "[http]": configuration.Http,
+        "[control]": configuration.Control,
         "[[can]]": configuration.Can,
         "dbc": configuration.DatabaseFile,
         "[[serial]]": configuration.Serial,

@@ -1,0 +1,52 @@
+"""The sources of a running daemon, each in a task of its own: begun, ended, and watched for an end by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from ingestd.model import Recorder, Source
+
+log = logging.getLogger(__name__)
+
+
+class Attendance:
+    """Sources by name. `on_failure` is called with the task of one that ended by itself: sources never do."""
+
+    def __init__(
+        self, sources: Iterable[Source], recorder: Recorder, on_failure: Callable[[asyncio.Task[None]], None]
+    ) -> None:
+        self.sources = {source.name: source for source in sources}
+        self._recorder = recorder
+        self._on_failure = on_failure
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def begin_all(self) -> None:
+        """Begin every source that there is."""
+        for source in self.sources.values():
+            self.begin(source)
+
+    def begin(self, source: Source) -> None:
+        """Begin a source; none of its name may be there."""
+        self.sources[source.name] = source
+        task = asyncio.create_task(source.run(self._recorder), name=source.name)
+        self._tasks[source.name] = task
+        task.add_done_callback(self._ended)
+
+    async def end(self, names: Iterable[str]) -> None:
+        """End sources: what the kernel still holds for them is recorded by then, and their devices are closed."""
+        tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                log.error("a source did not end as it should", exc_info=result)
+
+    async def end_all(self) -> None:
+        """End every source."""
+        await self.end(list(self._tasks))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(task.get_name()) is task:
+            self._on_failure(task)
