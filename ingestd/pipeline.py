@@ -81,6 +81,12 @@ class Decoders:
             self._by_source[source] = Decoder(source, self._tables[key], keep_not_available=self._keep_not_available)
         return self._by_source[source]
 
+    def anew(self) -> Decoders:
+        """The same for another thread: decoders remember layouts, and each is for one thread at a time."""
+        other = Decoders(self._bindings, keep_not_available=self._keep_not_available, protocols=self._protocols)
+        other._tables = dict(self._tables)
+        return other
+
     def keep(self, source: str, decoder: FrameDecoder) -> None:
         """Decode `source` with a decoder that has decoded it before."""
         self._by_source[source] = decoder

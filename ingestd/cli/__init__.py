@@ -20,6 +20,7 @@ from ingestd.cli.importing import import_command
 from ingestd.cli.journal import journal_group
 from ingestd.cli.running import run_command
 from ingestd.cli.sessions import sessions_group
+from ingestd.cli.tail import tail_command
 from ingestd.errors import IngestdError
 
 
@@ -29,7 +30,16 @@ def commands() -> None:
     """Telemetry from CAN buses and captures into PostgreSQL, with nothing lost on the way."""
 
 
-for command in (run_command, import_command, check_command, sessions_group, journal_group, db_group, demo_command):
+for command in (
+    run_command,
+    tail_command,
+    import_command,
+    check_command,
+    sessions_group,
+    journal_group,
+    db_group,
+    demo_command,
+):
     commands.add_command(command)
 
 

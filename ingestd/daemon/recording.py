@@ -54,8 +54,16 @@ class _Overflow:
 class Recording:
     """The `model.Recorder` over a journal."""
 
-    def __init__(self, journal: Journal, wall_clock: WallClock, now: Callable[[], int] = mono_ns) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        wall_clock: WallClock,
+        now: Callable[[], int] = mono_ns,
+        on_frames: Callable[[FrameBatch, Clock], None] | None = None,
+    ) -> None:
+        """`on_frames` is told of frames once the journal has them; it returns at once and never raises."""
         self._journal = journal
+        self._on_frames = on_frames
         self._wall_clock = wall_clock
         self._now = now
         self._first_ns: dict[str, tuple[int, Clock]] = {}
@@ -76,6 +84,8 @@ class Recording:
             self._note_down_time(batch.source)  # Behind the frames: it says that they are there.
         else:
             self._journal.append_frames(batch, clock)
+        if self._on_frames is not None:
+            self._on_frames(batch, clock)
 
     def _agreed(self, clock: Clock) -> Clock:
         """The clock with an offset in use that is near enough to its own, else its own, which is in use from now on."""

@@ -36,12 +36,13 @@ async def _run(config: Config) -> int:
     try:
         # Here and not above: importing aiohttp takes longer than everything that comes before the first frame.
         from ingestd.daemon import control, endpoints
+        from ingestd.daemon.live_control import live_routes
         from ingestd.daemon.session_control import session_routes
 
         socket = control_socket(config.control, config.journal.path)
         async with (
             endpoints.serve(config.http.listen, daemon.snapshot),
-            control.serve(socket, session_routes(daemon)),
+            control.serve(socket, [*session_routes(daemon), *live_routes(daemon)]),
         ):
             stopping = asyncio.create_task(daemon.stopped.wait(), name="stop")
             await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -26,6 +26,7 @@ from ingestd.config import Config
 from ingestd.daemon.attendance import Attendance
 from ingestd.daemon.decoding import Loaded, load_at_start
 from ingestd.daemon.devices import filter_by_databases
+from ingestd.daemon.live import Live
 from ingestd.daemon.recording import Recording
 from ingestd.daemon.session import RunningSession, checked_text
 from ingestd.delivery.sending import Delivery
@@ -68,7 +69,8 @@ class Daemon:
             when_full=config.journal.when_full,
         )
         self._folder = config.journal.path.stat()  # It tells this machine's journals apart.
-        self.recording = Recording(self.journal, self.wall_clock)
+        self.live = Live(lambda: None if self.loaded is None else self.loaded.decoders)
+        self.recording = Recording(self.journal, self.wall_clock, on_frames=self.live.frames)
         self.attendance = Attendance(sources, self.recording, self._failed_task)
         self.loaded: Loaded | None = None  # the signal databases in force
         self.exit_code = 0

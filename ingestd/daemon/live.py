@@ -1,0 +1,186 @@
+"""The latest value of every channel, for people who watch: `ingestd tail`.
+
+Frames go into the journal first, as always; here they are decoded a second time, and only while somebody watches. That
+takes nothing from recording: what comes faster than it can be decoded is left out here, and a watcher who reads slowly
+gets the newest values, never a backlog. Every sample is in the database; this is a window to look through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from ingestd.model import Channel, Clock, FrameBatch, SignalBatch
+from ingestd.pipeline import Decoders
+
+DECODE_SECONDS: Final = 0.1  # how often what has come is decoded
+QUIET_SECONDS: Final = 5.0  # after which a watcher is told that nothing has changed
+FRAMES_WAITING_MAX: Final = 50_000
+
+
+class Value(NamedTuple):
+    """A channel's newest sample. `samples` is how many there were since somebody began to watch."""
+
+    source: str
+    channel: str
+    ts_mono_ns: int
+    ts_utc_ns: int
+    number: float | None
+    text: str | None
+    unit: str | None
+    quality: int
+    samples: int
+
+    def as_json(self) -> dict[str, str | int | float | None]:
+        """For programs. JSON has no infinity: that is none, with the quality that it has."""
+        number = self.number if self.number is None or math.isfinite(self.number) else None
+        return {
+            "ts_utc": self._utc(), "ts_mono_ns": self.ts_mono_ns, "source": self.source, "channel": self.channel,
+            "value_num": number, "value_text": self.text, "unit": self.unit, "quality": self.quality,
+            "samples": self.samples,
+        }  # fmt: skip
+
+    def _utc(self) -> str:
+        return str(np.datetime64(self.ts_utc_ns, "ns")) + "Z"
+
+
+class Live:
+    """What is shown. `decoders` gives those in force, or None while there are none yet."""
+
+    def __init__(self, decoders: Callable[[], Decoders | None]) -> None:
+        self.frames_left_out = 0
+        self._decoders_in_force = decoders
+        self._decoders: tuple[Decoders, Decoders] | None = None  # those in force, and ours that decode the same
+        self._waiting: deque[tuple[FrameBatch, Clock]] = deque()
+        self._waiting_count = 0
+        self._values: dict[tuple[str, str], Value] = {}
+        self._changed: dict[tuple[str, str], int] = {}  # in which round it last changed
+        self._round = 0
+        self._decoded = asyncio.Condition()
+        self._watchers = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Live: {self._watchers} watchers, {len(self._values)} channels>"
+
+    def frames(self, batch: FrameBatch, clock: Clock) -> None:
+        """Frames that are in the journal. Called for each batch; costs nothing while nobody watches."""
+        if not self._watchers:
+            return
+        self._waiting.append((batch, clock))
+        self._waiting_count += len(batch)
+        while self._waiting_count > FRAMES_WAITING_MAX and len(self._waiting) > 1:
+            gone, _ = self._waiting.popleft()
+            self._waiting_count -= len(gone)
+            self.frames_left_out += len(gone)
+
+    async def watch(self, pattern: str, seconds: float) -> AsyncGenerator[list[Value]]:
+        """What has changed of the channels that match, at most once in so many seconds; the first time, all there is.
+
+        Nothing, now and then, where nothing changes: so a watcher knows that somebody is there.
+        `pattern` is of the shell's kind, of `source/channel`; without `*` or `?` it may stand anywhere in that.
+        """
+        self._watchers += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._decode(), name="live")
+        seen = 0
+        try:
+            while True:
+                async with self._decoded:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(QUIET_SECONDS):
+                            while self._round <= seen:
+                                await self._decoded.wait()
+                    changed = [
+                        self._values[key] for key, at in self._changed.items() if at > seen and matches(pattern, *key)
+                    ]
+                    seen = self._round
+                yield changed
+                await asyncio.sleep(seconds)
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                await self._end()
+
+    async def _end(self) -> None:
+        """Nobody watches any more."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._waiting.clear()
+        self._values.clear()
+        self._changed.clear()
+        self._waiting_count = self.frames_left_out = 0
+
+    async def _decode(self) -> None:
+        while True:
+            await asyncio.sleep(DECODE_SECONDS)
+            if not self._waiting:
+                continue
+            waiting, self._waiting, self._waiting_count = self._waiting, deque(), 0
+            newest = await asyncio.to_thread(self._newest, waiting)
+            async with self._decoded:
+                self._round += 1
+                for key, value in newest.items():
+                    before = self._values.get(key)
+                    self._values[key] = (
+                        value if before is None else value._replace(samples=before.samples + value.samples)
+                    )
+                    self._changed[key] = self._round
+                self._decoded.notify_all()
+
+    def _newest(self, waiting: deque[tuple[FrameBatch, Clock]]) -> dict[tuple[str, str], Value]:
+        """The newest sample of every channel in frames; in a thread."""
+        newest: dict[tuple[str, str], Value] = {}
+        in_force = self._decoders_in_force()
+        if in_force is None:
+            return newest
+        if self._decoders is None or self._decoders[0] is not in_force:
+            self._decoders = in_force, in_force.anew()
+        for batch, clock in waiting:
+            with contextlib.suppress(Exception):  # Delivery meets the same frames, and says what is wrong with them.
+                for signals in self._decoders[1].of(batch.source).decode(batch).batches:
+                    _take(signals, clock, newest)
+        return newest
+
+
+def matches(pattern: str, source: str, channel: str) -> bool:
+    """Whether a channel is among those that somebody wants to see. Case is no matter."""
+    name, wanted = f"{source}/{channel}".lower(), pattern.lower()
+    return fnmatch.fnmatchcase(name, wanted if set(wanted) & set("*?[") else f"*{wanted}*")
+
+
+def _take(signals: SignalBatch, clock: Clock, newest: dict[tuple[str, str], Value]) -> None:
+    if not len(signals):
+        return
+    group, ts_ns, count = signals.group, int(signals.ts_ns[-1]), len(signals)
+    for row, channel in enumerate(group.channels):
+        key = group.source, channel.name
+        before = newest.get(key)
+        samples = count + (0 if before is None else before.samples)
+        if before is not None and before.ts_mono_ns > ts_ns:
+            newest[key] = before._replace(samples=samples)
+            continue
+        number = float(signals.value[row, -1])
+        text = None if signals.text is None else signals.text[row, -1]
+        newest[key] = Value(
+            group.source, channel.name, ts_ns, ts_ns + clock.utc_offset_ns,
+            None if math.isnan(number) else number, _label(channel, number) if text is None else text, channel.unit,
+            0 if signals.quality is None else int(signals.quality[row, -1]), samples,
+        )  # fmt: skip
+
+
+def _label(channel: Channel, number: float) -> str | None:
+    """What the signal database calls the value, if it has a name for it."""
+    if not channel.choices or not math.isfinite(number):
+        return None
+    return channel.choices.get(str(int(number)) if number.is_integer() else repr(number))

@@ -1,0 +1,49 @@
+"""What people may watch: a route of the control socket that goes on for as long as somebody reads.
+
+GET /tail?pattern=PATTERN&seconds=SECONDS   JSON lines, one for each channel that has changed, and an empty line
+                                            when all that have changed were told
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import aclosing
+
+from aiohttp import web
+
+from ingestd.daemon.live import Value
+from ingestd.daemon.service import Daemon
+from ingestd.errors import UsageError
+
+SECONDS_MIN, SECONDS_MAX = 0.05, 60.0
+
+
+def live_routes(daemon: Daemon) -> list[web.RouteDef]:
+    """The routes, for `control.serve`."""
+
+    async def tail(request: web.Request) -> web.StreamResponse:
+        pattern, seconds = request.query.get("pattern", "*"), _seconds(request.query.get("seconds", "0.5"))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async with aclosing(daemon.live.watch(pattern, seconds)) as watch:
+            async for values in watch:
+                # This waits for a slow reader. Meanwhile values change, and only the newest are told.
+                await response.write("".join([*map(_line, values), "\n"]).encode())
+        return response
+
+    return [web.get("/tail", tail)]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not SECONDS_MIN <= seconds <= SECONDS_MAX:
+        raise UsageError(f"every {text} seconds", f"from {SECONDS_MIN:g} to {SECONDS_MAX:g} can be had")
+    return seconds
+
+
+def _line(value: Value) -> str:
+    return json.dumps(value.as_json(), ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,0 +1,134 @@
+"""What people watch live: the newest value of every channel, at no cost to those who record."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ingestd.daemon.live import FRAMES_WAITING_MAX, Live, Value, matches
+from ingestd.decode.databases import load
+from ingestd.model import Clock, ClockState, FrameBatch
+from ingestd.pipeline import Binding, Decoders
+
+CLOCK = Clock(1_000, ClockState.SET)
+DBC = """VERSION ""
+BU_:
+BO_ 256 Engine: 8 ECU
+ SG_ Speed : 0|16@1+ (0.5,0) [0|0] "rpm" ECU
+ SG_ Mode : 16|8@1+ (1,0) [0|0] "" ECU
+BO_ 512 Brakes: 8 ECU
+ SG_ Pressure : 0|8@1+ (1,0) [0|0] "bar" ECU
+VAL_ 256 Mode 0 "off" 3 "launch" ;
+"""
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Live:
+    (tmp_path / "car.dbc").write_text(DBC)
+    decoders = Decoders([Binding("can0", load(tmp_path / "car.dbc"))])
+    return Live(lambda: decoders)
+
+
+def engine(*rows: tuple[int, int, int], arbitration_id: int = 256) -> FrameBatch:
+    """Frames of stamp, raw speed and mode."""
+    data = np.zeros((len(rows), 8), np.uint8)
+    for number, (_, speed, mode) in enumerate(rows):
+        data[number, :3] = speed & 255, speed >> 8, mode
+    count = len(rows)
+    return FrameBatch(
+        "can0", np.array([at for at, _, _ in rows], np.int64), np.full(count, arbitration_id, np.uint32),
+        np.zeros(count, np.uint8), np.full(count, 8, np.uint16), data,
+    )  # fmt: skip
+
+
+async def first(live: Live, *batches: FrameBatch, pattern: str = "*") -> list[Value]:
+    """What somebody who begins to watch sees first of frames that come then."""
+    async with aclosing(live.watch(pattern, 0.0)) as watch:
+        seen = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        for batch in batches:
+            live.frames(batch, CLOCK)
+        return sorted(await asyncio.wait_for(seen, 10))
+
+
+async def test_the_newest_value_of_each_channel(live: Live) -> None:
+    """With its instant, unit, label and how many samples there were."""
+    found = await first(live, engine((5, 100, 0), (7, 6000, 3)), engine((9, 7, 0), arbitration_id=512))
+    assert found == [
+        Value("can0", "Brakes.Pressure", 9, 1009, 7.0, None, "bar", 0, 1),
+        Value("can0", "Engine.Mode", 7, 1007, 3.0, "launch", None, 0, 2),
+        Value("can0", "Engine.Speed", 7, 1007, 3000.0, None, "rpm", 0, 2),
+    ]
+
+
+async def test_a_frame_that_is_older_than_the_last(live: Live) -> None:
+    """Two adapters may deliver out of order: the newest instant is shown."""
+    (speed,) = await first(live, engine((7, 6000, 3)), engine((5, 100, 0)), pattern="Speed")
+    assert (speed.ts_mono_ns, speed.number, speed.samples) == (7, 3000.0, 2)
+
+
+async def test_nobody_watches(live: Live) -> None:
+    """Then nothing is kept, and nothing decoded; who comes later sees what comes then."""
+    live.frames(engine((1, 1, 1)), CLOCK)
+    assert not live._waiting
+    assert await first(live, engine((2, 4, 0)), pattern="can0/Engine.Speed")
+    live.frames(engine((3, 1, 1)), CLOCK)
+    assert not live._waiting
+    assert live._task is None
+    assert not live._values
+
+
+async def test_who_reads_slowly_gets_the_newest(live: Live) -> None:
+    """No backlog: what came meanwhile is one value, and its samples are counted."""
+    async with aclosing(live.watch("Speed", 0.0)) as watch:
+        seen = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        live.frames(engine((1, 2, 0)), CLOCK)
+        assert [value.number for value in await asyncio.wait_for(seen, 10)] == [1.0]
+        for at in range(2, 100):
+            live.frames(engine((at, 2 * at, 0)), CLOCK)
+            if at % 30 == 0:
+                await asyncio.sleep(0.15)
+        async with live._decoded:
+            await asyncio.wait_for(
+                live._decoded.wait_for(lambda: live._values["can0", "Engine.Speed"].samples == 99), 10
+            )
+        (value,) = await asyncio.wait_for(anext(watch), 10)
+        assert (value.number, value.samples) == (99.0, 99)
+
+
+async def test_more_than_can_be_decoded(live: Live) -> None:
+    """The oldest are left out here, and counted; memory is bounded."""
+    async with aclosing(live.watch("*", 0.0)) as watch:
+        seen = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        batch = engine(*((at, at, 0) for at in range(1000)))
+        for _ in range(2 * FRAMES_WAITING_MAX // 1000):
+            live.frames(batch, CLOCK)
+        assert live.frames_left_out == FRAMES_WAITING_MAX
+        assert live._waiting_count == FRAMES_WAITING_MAX
+        assert await asyncio.wait_for(seen, 10)
+
+
+async def test_frames_that_cannot_be_decoded_and_sources_without_a_decoder(live: Live) -> None:
+    """They are not shown, and disturb nobody."""
+    broken = FrameBatch("can0", *(np.zeros(0, np.int64) for _ in range(5)))  # type: ignore[arg-type]
+    unknown = engine((1, 1, 1))
+    unknown = FrameBatch(
+        "gps", *(getattr(unknown, name) for name in ("ts_ns", "arbitration_id", "flags", "length", "data"))
+    )
+    assert len(await first(live, broken, unknown, engine((2, 4, 0)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_shown"),
+    [("*", True), ("", True), ("speed", True), ("can0/*", True), ("can?/engine.*", True), ("gps/*", False),
+     ("Engine", True), ("*Mode", False), ("[xc]an0/*", True)],
+)  # fmt: skip
+def test_patterns(pattern: str, is_shown: bool) -> None:
+    """As in a shell, or a part of the name."""
+    assert matches(pattern, "can0", "Engine.Speed") == is_shown
