@@ -16,7 +16,14 @@ COVERED := \
   tests/unit/test_delivery.py \
   tests/unit/test_pipeline.py \
   tests/unit/test_untold_gaps.py \
-  $(wildcard tests/unit/test_journal*.py)
+  $(wildcard tests/unit/test_journal*.py) \
+  tests/integration/test_delivery.py \
+  tests/integration/test_delivery_refused.py \
+  tests/integration/test_embedded.py \
+  tests/integration/test_embedded_faults.py \
+  tests/integration/test_sessions.py \
+  tests/integration/test_store.py \
+  tests/migration
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check coverage torture fuzz bench clean

@@ -96,7 +96,7 @@ class Room:
         log = self._log
         try:
             self._keep_few_stretches()
-            while self._next is None:
+            while self._next is None and log.durable:  # A disk that keeps nothing need not make segments all the time.
                 with log.lock:
                     while self._lacking() > 0 and (self._remove_acknowledged() or self._remove_aside()):
                         pass

@@ -283,8 +283,7 @@ def test_every_line_left_out_of_coverage_is_documented() -> None:
             rows.append(f"| {module.path.relative_to(PACKAGE)} | `{code}` | {reason[1]} |")
     _, _, section = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("\n## Coverage\n")
     table = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
-    assert table[:2] == ["| file | what | reason |", "|---|---|---|"]
-    assert table[2:] == rows
+    assert table == (["| file | what | reason |", "|---|---|---|", *rows] if rows else [])
 
 
 def test_no_file_names_a_developers_machine() -> None:
