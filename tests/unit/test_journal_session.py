@@ -44,6 +44,11 @@ def test_what_was_said_last_is_known(tmp_path: Path, behind: int) -> None:
     journal.append_session(told(0, driver="of the configuration"))
     kill(journal)
     assert known(tmp_path) == expected
+    # This one looks, after it has said the same.
+    session = SessionInfo(SESSION.id, told(0, driver="of the configuration"))
+    journal = open_unrecovered(tmp_path, session=session)
+    assert journal.recover().session["driver"] == "Kim"
+    kill(journal)
     assert known(tmp_path) == expected
 
 
