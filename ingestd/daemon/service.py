@@ -233,7 +233,11 @@ class Daemon:
         return self.config.database.dsn
 
     async def _load(self) -> None:
-        self.decode_with(await load_at_start(self.config, self._troubled, self._cured))
+        loaded = await load_at_start(self.config, self._troubled, self._cured)
+        self.decode_with(loaded)
+        if loaded.hashes:
+            self.session.configure(self.config, loaded.hashes)
+            self.journal.append_session(self.session.record)
 
     def decode_with(self, loaded: Loaded) -> None:
         """Decode with these databases whatever is decoded from now on."""

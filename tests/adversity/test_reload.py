@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import urllib.error
 import urllib.request
@@ -175,6 +180,8 @@ def test_another_signal_database(tmp_path: Path, migrated: str) -> None:
         recorder.start()
         is_listening(recorder)
         has("Counter.Number")
+        sha256 = "SELECT value FROM sessions, jsonb_each_text(config -> 'databases')"
+        assert psql(migrated, sha256) == hashlib.sha256(DBC.encode()).hexdigest()
         dbc.write_text(DBC.replace("SG_ Number", "SG_ "))
         assert "counter.dbc" in reload(recorder, exit_code=2)
         dbc.write_text(DBC.replace("Number", "Renamed"))
@@ -238,3 +245,30 @@ def test_settings(recorder: Recorder, instrument: Instrument, database: str, tmp
     assert_books(recorder, database, {"line": instrument.stop()})
     assert_every_number_once(database)
     assert set(first) <= set(stored(database)), "the second database lacks what the first had"
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed(tmp_path: Path, migrated: str, instrument: Instrument) -> None:
+    """For a daemon that was started in it SIGHUP is no reload: it stops as it should, with everything sent."""
+    recorder = Recorder(tmp_path, migrated, lines_of(instrument))
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "ingestd", "run", "-c", str(recorder.config)]
+    with recorder.log_path.open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=slave, stdout=log, stderr=log, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+    os.close(slave)
+    try:
+        is_listening(recorder)
+        wait_until(lambda: instrument.sent > 100, "a hundred lines")
+        process.send_signal(signal.SIGHUP)
+        recorder.wait_for("configuration reloaded unchanged=True")
+        os.close(master)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    log_text = recorder.log()
+    assert "its terminal was closed" in log_text
+    assert "pending=0" in log_text
