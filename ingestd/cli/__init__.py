@@ -14,6 +14,7 @@ import click
 from ingestd import __version__
 from ingestd.cli.checking import check_command
 from ingestd.cli.console import complain, err
+from ingestd.cli.control import reload_command
 from ingestd.cli.db import db_group
 from ingestd.cli.demo import demo_command
 from ingestd.cli.importing import import_command
@@ -31,15 +32,9 @@ def commands() -> None:
 
 
 for command in (
-    run_command,
-    tail_command,
-    import_command,
-    check_command,
-    sessions_group,
-    journal_group,
-    db_group,
+    run_command, reload_command, tail_command, import_command, check_command, sessions_group, journal_group, db_group,
     demo_command,
-):
+):  # fmt: skip
     commands.add_command(command)
 
 

@@ -1,13 +1,16 @@
-"""What commands share that talk to a running daemon: which one, and `ingestd reload`."""
+"""`ingestd reload`; and what all commands share that talk to a running daemon: which one it is."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from ingestd.cli.console import json_option, out, warn
 from ingestd.config import find_control_socket
+from ingestd.daemon.client import ask
 from ingestd.errors import UsageError
 
 
@@ -29,3 +32,35 @@ def socket_of(config: Path | None, socket: Path | None) -> Path:
     if config is not None and socket is not None:
         raise UsageError("-c and --socket name a daemon each", "leave one of the two out")
     return socket or find_control_socket(config)
+
+
+RELOAD_SECONDS_MAX = 600.0  # Large databases take their time on a small computer.
+WORDS = {
+    "added": "begun",
+    "removed": "ended",
+    "reopened": "reopened",
+    "databases": "decoded from now on with what has changed in",
+    "settings": "in force",
+}
+
+
+@click.command("reload")
+@daemon_options
+@json_option
+def reload_command(config: Path | None, socket: Path | None, as_json: bool) -> None:
+    """Have the daemon read its configuration and its signal databases again.
+
+    Sources that are as before are not touched. If anything is wrong, nothing is changed: every mistake is said, and the
+    exit code is 2.
+    """
+    changes = ask(socket_of(config, socket), "POST", "/reload", timeout_seconds=RELOAD_SECONDS_MAX)
+    if as_json:
+        out.print_json(json.dumps(changes), indent=None)
+        return
+    for what, words in WORDS.items():
+        if what in changes:
+            out.print(f"{words}: {', '.join(changes[what])}")
+    if not changes:
+        out.print("nothing has changed")
+    if "restart" in changes:
+        warn(f"not before the daemon is started again: {', '.join(changes['restart'])}")

@@ -21,6 +21,7 @@ class Attendance:
         self._recorder = recorder
         self._on_failure = on_failure
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
 
     def begin_all(self) -> None:
         """Begin every source that there is."""
@@ -28,7 +29,9 @@ class Attendance:
             self.begin(source)
 
     def begin(self, source: Source) -> None:
-        """Begin a source; none of its name may be there."""
+        """Begin a source; none of its name may be running. After `end_all` nothing begins."""
+        if self._closed:
+            return
         self.sources[source.name] = source
         task = asyncio.create_task(source.run(self._recorder), name=source.name)
         self._tasks[source.name] = task
@@ -44,7 +47,8 @@ class Attendance:
                 log.error("a source did not end as it should", exc_info=result)
 
     async def end_all(self) -> None:
-        """End every source."""
+        """End every source, for good."""
+        self._closed = True
         await self.end(list(self._tasks))
 
     def _ended(self, task: asyncio.Task[None]) -> None:

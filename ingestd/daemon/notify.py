@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ class Notifier:
     def ready(self, status: str = "") -> None:
         """The service has started: frames are being recorded."""
         self._send("READY=1", _status(status))
+
+    def reloading(self) -> None:
+        """The configuration is read again; `ready` says that this is over."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str = "") -> None:
         """The service is on its way out."""

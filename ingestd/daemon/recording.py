@@ -71,10 +71,15 @@ class Recording:
         self._is_continued = False
         self._offsets_ns: deque[int] = deque(maxlen=OFFSETS_MAX)
         self._overflows: dict[str, _Overflow] = {}
+        self._gaps: dict[str, tuple[int, str]] = {}  # sources that are away, since when and why, until they give again
 
     def frames(self, batch: FrameBatch, clock: Clock) -> None:
         """Record frames."""
         clock = self._agreed(clock)
+        if batch.source in self._gaps and len(batch):
+            from_ns, reason = self._gaps.pop(batch.source)
+            payload = {"reason": reason, "from_ns": from_ns, "to_ns": int(batch.ts_ns.min())}
+            self._journal.append_event(Event(batch.source, "gap", from_ns, reason, payload), clock)
         if batch.source not in self._first_ns and len(batch):
             first_ns = int(batch.ts_ns.min())
             self._first_ns[batch.source] = (first_ns, clock)
@@ -120,6 +125,10 @@ class Recording:
     def expect_last_stamps(self) -> None:
         """The session is continued: `last_stamps` will tell where it broke off."""
         self._is_continued = True
+
+    def expect_gap(self, source: str, reason: str) -> None:
+        """The source is away for a moment from now on: a gap, until its next frame."""
+        self._gaps[source] = self._now(), reason
 
     def forget_before(self) -> None:
         """Another session begins: what comes next continues nothing."""

@@ -1,55 +1,147 @@
-"""`ingestd run`: the daemon as a process, with its signals, its service manager and its HTTP side."""
+"""`ingestd run`: the daemon as a process, with its signals, its service manager, its HTTP side and its commands."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from ingestd.config import Config, control_socket
 from ingestd.daemon.devices import open_sources
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.service import Daemon
+from ingestd.errors import IngestdError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from ingestd.daemon.reloading import Changes
+
+log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
-    """Record until SIGTERM or SIGINT; the exit code. Raises IngestdError where it cannot begin."""
+def run(config: Config, load: Callable[[], Config]) -> int:
+    """Record until SIGTERM or SIGINT; the exit code. `load` reads the configuration again, for a reload.
+
+    Raises IngestdError where it cannot begin.
+    """
     # Decoding runs in threads and reading the buses must not wait for them: a thread holds the interpreter for this
     # long at most when another wants it.
     sys.setswitchinterval(0.001)
     import uvloop
 
-    return uvloop.run(_run(config))
+    return uvloop.run(_run(config, load))
 
 
-async def _run(config: Config) -> int:
-    daemon = Daemon(config, open_sources(config))
+async def _run(config: Config, load: Callable[[], Config]) -> int:
+    service = Service(config, load)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, daemon.stop, number.name)
-    notifier = Notifier()
-    running = asyncio.create_task(daemon.run(), name="daemon")
-    await asyncio.sleep(0)  # The sources have begun.
-    notifier.ready(f"recording {len(config.can) + len(config.serial)} sources")
-    watchdog = asyncio.create_task(notifier.keep_watchdog_quiet(), name="watchdog")
-    try:
-        # Here and not above: importing aiohttp takes longer than everything that comes before the first frame.
-        from ingestd.daemon import control, endpoints
+        loop.add_signal_handler(number, service.daemon.stop, number.name)
+    loop.add_signal_handler(signal.SIGHUP, service.hang_up)
+    return await service.run()
+
+
+class Service:
+    """A daemon and what surrounds it in its process."""
+
+    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+        """Open the journal. Raises IngestdError."""
+        self.daemon = Daemon(config, open_sources(config))
+        self._load = load
+        self._notifier = Notifier()
+        self._http = AsyncExitStack()
+        self._reloading = asyncio.Lock()
+        self._has_terminal = os.isatty(0)
+        self._hang_ups: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Record until the daemon stops; the exit code."""
+        daemon, notifier = self.daemon, self._notifier
+        running = asyncio.create_task(daemon.run(), name="daemon")
+        await asyncio.sleep(0)  # The sources have begun.
+        notifier.ready(self._status())
+        watchdog = asyncio.create_task(notifier.keep_watchdog_quiet(), name="watchdog")
+        try:
+            # Here and not above: importing aiohttp takes longer than everything that comes before the first frame.
+            from ingestd.daemon import control
+
+            socket = control_socket(daemon.config.control, daemon.config.journal.path)
+            async with self._http, control.serve(socket, self._routes()):
+                await self._serve_http()
+                stopping = asyncio.create_task(daemon.stopped.wait(), name="stop")
+                await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+                notifier.stopping("writing what the database takes")
+                await running
+        finally:
+            watchdog.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watchdog
+        return daemon.exit_code
+
+    async def reload(self) -> Changes:
+        """Read the configuration again and put it into force; one reload at a time, in the order they were asked for.
+
+        Raises IngestdError if it is refused: then the one before stays, as a whole.
+        """
+        from ingestd.daemon.reloading import reload
+
+        async with self._reloading:
+            if self.daemon.stopped.is_set():
+                raise IngestdError("the daemon is stopping", "start it again")
+            self._notifier.reloading()
+            try:
+                listen = self.daemon.config.http.listen
+                changes = await reload(self.daemon, await asyncio.to_thread(self._load))
+                if self.daemon.config.http.listen != listen:
+                    await self._http.aclose()
+                    await self._serve_http()
+                self.daemon.accepted()
+            except IngestdError as error:
+                self.daemon.refused(error)
+                raise
+            finally:
+                self._notifier.ready(self._status())
+        return changes
+
+    def hang_up(self) -> None:
+        """SIGHUP: a reload, of which only the log tells; or the terminal in which this was started is gone."""
+        if self._has_terminal and not os.isatty(0):
+            self.daemon.stop("its terminal was closed")
+            return
+        task = asyncio.create_task(self._hang_up(), name="reload")
+        self._hang_ups.add(task)
+        task.add_done_callback(self._hang_ups.discard)
+
+    async def _hang_up(self) -> None:
+        try:
+            await self.reload()
+        except IngestdError as error:
+            log.debug("told in the log already: %s", error)
+        except Exception:
+            log.exception("a reload failed; this is a defect")
+
+    async def _serve_http(self) -> None:
+        from ingestd.daemon import endpoints
+
+        await self._http.enter_async_context(endpoints.serve(self.daemon.config.http.listen, self.daemon.snapshot))
+
+    def _routes(self) -> list[web.RouteDef]:
+        from aiohttp import web
+
         from ingestd.daemon.live_control import live_routes
         from ingestd.daemon.session_control import session_routes
 
-        socket = control_socket(config.control, config.journal.path)
-        async with (
-            endpoints.serve(config.http.listen, daemon.snapshot),
-            control.serve(socket, [*session_routes(daemon), *live_routes(daemon)]),
-        ):
-            stopping = asyncio.create_task(daemon.stopped.wait(), name="stop")
-            await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-            notifier.stopping("writing what the database takes")
-            await running
-    finally:
-        watchdog.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watchdog
-    return daemon.exit_code
+        async def reload(_: web.Request) -> web.Response:
+            return web.json_response((await self.reload()).as_json)
+
+        return [web.post("/reload", reload), *session_routes(self.daemon), *live_routes(self.daemon)]
+
+    def _status(self) -> str:
+        return f"recording {len(self.daemon.sources)} sources"

@@ -22,7 +22,7 @@ from uuid import UUID
 from ingestd import __version__
 from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, boot_id, mono_ns
-from ingestd.config import Config
+from ingestd.config import Config, Database
 from ingestd.daemon.attendance import Attendance
 from ingestd.daemon.decoding import Loaded, load_at_start
 from ingestd.daemon.devices import filter_by_databases
@@ -235,7 +235,11 @@ class Daemon:
         return self.config.database.dsn
 
     async def _load(self) -> None:
-        self.decode_with(await load_at_start(self.config, self._troubled, self._cured))
+        loaded = await load_at_start(self.config, self._troubled, self._cured)
+        self.decode_with(loaded)
+        if loaded.hashes:
+            self.session.configure(self.config, loaded.hashes)
+            self.journal.append_session(self.session.record)
 
     def decode_with(self, loaded: Loaded) -> None:
         """Decode with these databases whatever is decoded from now on."""
@@ -248,6 +252,15 @@ class Daemon:
             self.delivery.decoders = loaded.decoders
         for bus in loaded.config.can:
             filter_by_databases(bus, self.sources, loaded.of(bus))
+
+    def redirect(self, before: Database) -> None:
+        """The configuration may name another database, or want its batches otherwise."""
+        delivery, config = self.delivery, self.config
+        if delivery is None:
+            return
+        delivery.interval_s, delivery.store_frames = config.batch.interval_seconds, config.database.store_frames
+        if (before.dsn, before.embedded) != (config.database.dsn, config.database.embedded):
+            delivery.halt()
 
     async def begin_session(self, given: Mapping[str, Any]) -> RunningSession:
         """End the session and begin another; the one that has ended. Raises UsageError, IngestdError.

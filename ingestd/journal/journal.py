@@ -160,8 +160,7 @@ class Journal:
         """How much of the disk it may take from now on, and what is lost when that is used up; see `open`."""
         _check_budget(max_bytes, when_full, self._shelf.segment_bytes)
         with self._log.lock:
-            self._shelf.bytes_max = max_bytes
-            self._log.room.set_policy(when_full)
+            self._log.room.set_budget(max_bytes, when_full)
 
     def sync(self) -> None:
         """Make durable what was appended before this call, and make room for what comes. For a thread; never raises."""

@@ -43,15 +43,17 @@ class Room:
 
     def __init__(self, log: Log, when_full: str) -> None:
         self._log = log
-        self.set_policy(when_full)
+        self._drops_oldest = when_full == "drop-oldest"
         self._is_full = False  # Data were refused; `prepare` will look whether that is over.
         self._next: tuple[int, int] | None = None  # number and descriptor of a segment allocated ahead
         self._names_changed = True
         self._is_removing = False
 
-    def set_policy(self, when_full: str) -> None:
-        """What is lost when the budget is used up; called under the lock."""
-        self._drops_oldest = when_full == "drop-oldest"
+    def set_budget(self, bytes_max: int, when_full: str) -> None:
+        """Another budget, and policy, from the next `prepare` on; called under the lock."""
+        self._log.shelf.bytes_max, self._drops_oldest = bytes_max, when_full == "drop-oldest"
+        if self._excess(0) > 0:
+            self.close()  # With a segment at hand `prepare` would not look.
 
     def take_segment(self, *, is_data: bool) -> tuple[int, int, bool] | None:
         """Number and descriptor of an empty segment, and whether it is the reserve; None if there is no room.

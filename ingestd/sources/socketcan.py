@@ -45,6 +45,7 @@ FRAME_KERNEL_BYTES: Final = 1024  # What a frame takes of the receive buffer, ro
 MARGIN: Final = 8  # So many times what a read finds must fit into the receive buffer.
 LAST_CALLS_MAX: Final = 256  # A socket that is to be closed is read to the end, but not after a bus that never pauses.
 
+EVERY_FRAME: Final = ((0, 0),)  # as a socket has it that nobody gave a filter
 _NO_STAMPS: Final = np.zeros(0, np.int64)
 
 
@@ -93,10 +94,10 @@ class SocketCan:
         """Record only these from now on; see the class. What signal databases know is known after capture began."""
         if len(filters) > FILTERS_MAX:
             _log.warning("more filters than the kernel takes, so none source=%s count=%d", self.name, len(filters))
-            return
+            filters = ()
         self._filters = filters or None
-        if self._socket is not None and filters:
-            self._socket.filter(filters)
+        if self._socket is not None:
+            self._socket.filter(filters or EVERY_FRAME)
 
     async def run(self, recorder: Recorder) -> None:
         """Read until cancelled; see `model.Source`."""

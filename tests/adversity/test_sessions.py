@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,44 +10,18 @@ from typing import Any
 import pytest
 
 from ingestd.store import embedded
-from tests.books import assert_books, number_in
+from tests.books import assert_books
+from tests.commands import assert_every_number_once, ingestd, is_listening, sessions
 from tests.conftest import psql
-from tests.recorder import Instrument, Recorder, lines_of, stored, wait_until
+from tests.recorder import Instrument, Recorder, lines_of, wait_until
 
 ROWS = "SELECT coalesce(json_agg(to_jsonb(s) - 'config' ORDER BY created_utc), '[]') FROM sessions s"
-
-
-def ingestd(recorder: Recorder, *arguments: str, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
-    """A command that talks to the daemon."""
-    command = [sys.executable, "-m", "ingestd", *arguments, "-c", str(recorder.config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == exit_code, (done.stdout, done.stderr)
-    return done
-
-
-def sessions(recorder: Recorder, *arguments: str) -> Any:
-    """What `ingestd sessions …` says to programs."""
-    return json.loads(ingestd(recorder, "sessions", *arguments, "--json").stdout)
 
 
 def rows(dsn: str) -> list[dict[str, Any]]:
     """The table, in the order of their beginning."""
     found: list[dict[str, Any]] = json.loads(psql(dsn, ROWS))
     return found
-
-
-def is_listening(recorder: Recorder) -> None:
-    recorder.wait_for("listening control=", after=recorder.begun)
-    recorder.wait_for("link up", after=recorder.begun)
-
-
-def assert_every_number_once(dsn: str) -> list[int]:
-    """No number is missing between the first and the last, whatever session it is in."""
-    lines = stored(dsn)
-    assert max(lines.values()) == 1
-    numbers = sorted(number for _, _, line in lines if (number := number_in(bytes.fromhex(line))) is not None)
-    assert numbers == list(range(numbers[0], numbers[-1] + 1))
-    return numbers
 
 
 @pytest.fixture

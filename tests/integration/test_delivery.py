@@ -17,6 +17,7 @@ from ingestd.delivery.sending import POLL_SECONDS
 from ingestd.journal import Journal, SessionInfo
 from ingestd.model import Books, Event
 from ingestd.pipeline import Decoders
+from ingestd.store import migrate
 from tests.adversity.conftest import proxy, through
 from tests.deliveries import (
     books,
@@ -440,3 +441,62 @@ async def test_a_feed_that_is_deleted_during_an_outage_stays_deleted(
     assert await numbers(migrated) == list(range(200, 400))
     assert len(await feeds(migrated)) == 1
     assert books(journal) == Books(400, 400)
+
+
+async def test_another_delivery_takes_over(migrated: str, database: str, journal: Journal) -> None:
+    """One that is told to halt leaves the rest to the next, which may go elsewhere, and whose totals go on."""
+    journal.append_frames(frames(0, 100), CLOCK)
+    first = make(journal, migrated)
+    async with sending(first):
+        await until(lambda: all_committed(journal), "the first frames")
+        first.halt()
+        await until(lambda: not first._writer.is_open, "the end of the first")
+    assert first.is_halted
+    journal.append_frames(frames(100, 100), CLOCK)
+    await migrate.upgrade(database)
+    second = make(journal, database, status=first.status)
+    await send(second)
+    assert not second.is_halted
+    assert await numbers(database) == list(range(200))
+    assert await numbers(migrated) == list(range(100))
+    assert second.status.commits >= 2
+    assert books(journal) == Books(200, 200)
+
+
+async def test_of_two_edits_of_a_session_the_later_wins(migrated: str, tmp_path: Path) -> None:
+    """Key by key, by the time of each here and of the last there, in whatever order they arrive; never undone later.
+
+    An edit by hand has its time from the database; the configuration in force is that of the latest stamp.
+    """
+
+    def told(config: int, **edited: tuple[str | None, int]) -> dict[str, Any]:
+        stamps = {name: f"2026-11-25T08:00:{at:02d}+00:00" for name, (_, at) in edited.items()}
+        values = {name: value for name, (value, _) in edited.items()}
+        return values | {
+            "time_base": BOOT_ID, "created_utc": "2026-11-25T08:00:00+00:00", "updated_utc": max(stamps.values()),
+            "edited_utc": stamps, "config": {"since_ns": config},
+        }  # fmt: skip
+
+    first, second = told(7, driver=("Ada", 2), track=("Spa", 2)), told(9, driver=("Kim", 5), track=("Spa", 2))
+    journal = open_journal(tmp_path / "journal", session=SessionInfo(SESSION.id, second))
+    await send(make(journal, migrated))
+    journal.append_session(first)  # As an older stretch has it, that is sent later.
+    await send(make(journal, migrated))
+    seen = "SELECT driver, track, notes, config ->> 'since_ns' FROM sessions"
+    assert await sql(migrated, seen) == ["Kim|Spa||9"]
+    await sql(migrated, "UPDATE sessions SET notes = 'by hand', driver = driver")
+    for edit in (told(10, driver=("Bea", 6), track=("Monza", 7)), second):
+        journal.append_session(edit)
+        await send(make(journal, migrated))
+    assert await sql(migrated, seen) == ["Kim|Spa|by hand|10"], "an edit of before has undone one by hand"
+    edited = told(11, driver=("Kim", 5), track=("Spa", 2), notes=(None, 2))
+    edited["edited_utc"]["track"] = edited["updated_utc"] = "2999-01-01T00:00:00+00:00"
+    journal.append_session(edited | {"track": None})
+    await send(make(journal, migrated))
+    assert await sql(migrated, seen) == ["Kim||by hand|11"]
+    # Also behind a clock that was years ahead.
+    await sql(migrated, "UPDATE sessions SET track = 'Imola'")
+    journal.append_session(edited | {"track": "Pau"})
+    await send(make(journal, migrated))
+    assert await sql(migrated, seen) == ["Kim|Imola|by hand|11"]
+    journal.close(ended=True)

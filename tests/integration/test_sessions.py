@@ -148,3 +148,19 @@ async def test_what_was_begun_without_a_frame_is_forgotten(migrated: str, small:
         assert await catalogue.feeds_of_file("begun") == []
     [row] = await fetch(migrated, "SELECT jsonb_array_length(config -> 'imports') AS files FROM sessions")
     assert row["files"] == 1
+
+
+async def test_metadata_are_edited_by_their_names(migrated: str, small: tuple[Path, Path]) -> None:
+    """What is not named stays; the edit has its time, which is later than that of the import."""
+    log, dbc = small
+    summary = await import_file(log, options((dbc, "auto")), migrated)
+    async with open_catalogue(migrated) as catalogue:
+        [before] = await catalogue.summaries()
+        await catalogue.edit(summary.session_id, {"driver": "Kim", "name": "lap 1"})
+        [after] = await catalogue.summaries()
+        assert (after.name, after.driver, after.track, after.car_id) == ("lap 1", "Kim", None, before.car_id)
+        assert before.updated_utc is not None
+        assert after.updated_utc is not None
+        assert after.updated_utc > before.updated_utc
+        await catalogue.edit(summary.session_id, {"driver": None})
+        assert (await catalogue.summaries())[0].driver is None

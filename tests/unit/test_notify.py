@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -101,3 +102,16 @@ def test_a_service_manager_that_does_not_read(manager: tuple[socket.socket, str]
     for _ in range(2000):
         notifier.status("x" * 1000)
     assert received(listening).startswith("STATUS=x")
+
+
+def test_a_reload_is_told_with_its_beginning_and_its_end(manager: tuple[socket.socket, str]) -> None:
+    """systemd waits from the one to the other, and wants to know when it began."""
+    listening, name = manager
+    notifier = Notifier({"NOTIFY_SOCKET": name})
+    before_us = time.monotonic_ns() // 1000
+    notifier.reloading()
+    notifier.ready("recording 2 sources")
+    first, _, stamp = received(listening).partition("\nMONOTONIC_USEC=")
+    assert first == "RELOADING=1"
+    assert before_us <= int(stamp) <= time.monotonic_ns() // 1000
+    assert received(listening) == "READY=1\nSTATUS=recording 2 sources"

@@ -141,3 +141,12 @@ async def test_patience_runs_out() -> None:
     with pytest.raises(StoreUnavailable):
         await commit(writer, patience_seconds=0.05)
     assert writer.committed == 10
+
+
+def test_a_source_may_keep_the_decoder_that_it_had() -> None:
+    """Others, of the same databases or none, are new."""
+    before = Decoders([], protocols={"gps": "nmea"})
+    after = Decoders([], protocols={"gps": "nmea", "other": "nmea"})
+    after.keep("gps", before.of("gps"))
+    assert after.of("gps") is before.of("gps")
+    assert after.of("other") is not before.of("gps")

@@ -7,7 +7,7 @@ from pathlib import Path
 from ingestd.clock import WallClock
 from ingestd.daemon.recording import OVERFLOW_NS, OVERFLOWS_MAX, Recording
 from ingestd.journal import Kind
-from tests.journals import open_journal, read_all
+from tests.journals import CLOCK, frames, open_journal, read_all
 
 
 def test_losses_without_end_are_told_now_and_then_and_counted_all(tmp_path: Path) -> None:
@@ -37,4 +37,25 @@ def test_losses_without_end_are_told_now_and_then_and_counted_all(tmp_path: Path
     recording.tell_overflows(at_once=True)
     assert journal.books()["can0"].dropped == {"overflow": 7 * (OVERFLOWS_MAX + 10) + 2}
     assert all(books.balanced for books in journal.books().values())
+    journal.close(ended=True)
+
+
+def test_a_source_that_is_reopened_leaves_a_gap(tmp_path: Path) -> None:
+    """From when it was closed to its next frame, in front of that; another source has none, and it is told once."""
+    journal = open_journal(tmp_path)
+    recording = Recording(journal, WallClock(), now=lambda: 500_000)
+    recording.frames(frames(0, 10), CLOCK)
+    recording.expect_gap("can0", "reload")
+    recording.frames(frames(0, 10, "can1"), CLOCK)
+    recording.frames(frames(1000, 10), CLOCK)
+    recording.frames(frames(2000, 10), CLOCK)
+    records, _ = read_all(journal, journal.stretches()[-1].id)
+    kinds = [(record.source, record.kind) for record in records if record.kind is not Kind.SESSION]
+    assert kinds == [
+        ("can0", Kind.FRAMES), ("can1", Kind.FRAMES),
+        ("can0", Kind.EVENT), ("can0", Kind.FRAMES), ("can0", Kind.FRAMES),
+    ]  # fmt: skip
+    [gap] = [record.event() for record in records if record.kind is Kind.EVENT]
+    assert (gap.kind, gap.key, gap.ts_ns) == ("gap", "reload", 500_000)
+    assert gap.payload == {"reason": "reload", "from_ns": 500_000, "to_ns": 1_000_000}
     journal.close(ended=True)

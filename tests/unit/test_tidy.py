@@ -68,6 +68,7 @@ FENCES: dict[str, frozenset[str]] = {
 # Where `except Exception` is the top of a task, or the boundary to a library that raises anything:
 # "module:function" → what becomes of the error. A handler that ends with `raise` needs no entry: it swallows nothing.
 BROAD_EXCEPTS: dict[str, str] = {
+    "daemon.running:_hang_up": "the top of a task; said, and what is in force stays",
     "daemon.service:_recover": "the top of a task; said, and tried again",
     "delivery.sending:_prepare": "records that cannot be prepared are halved, and the one at fault is rejected",
     "delivery.sending:_try": "the top of the task that sends; becomes a fault that is said, waited for and tried again",
