@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -86,7 +87,12 @@ def tail_command(pattern: str, config: Path | None, socket: Path | None, seconds
 
     PATTERN is a part of `source/channel`, or with * and ? all of it: Speed, 'can0/Engine.*'.
     """  # fmt: skip
-    values = follow(socket_of(config, socket), pattern, seconds)
+    with contextlib.suppress(KeyboardInterrupt):
+        show(follow(socket_of(config, socket), pattern, seconds), as_json=as_json)
+
+
+def show(values: Iterator[dict[str, Any] | None], *, as_json: bool) -> None:
+    """In place on a terminal, as lines in a pipe."""
     if as_json or not out.is_terminal:
         for value in values:
             if value is not None:
