@@ -50,7 +50,10 @@ from ingestd.errors import ConfigError
 __all__ = ["Address", "Batch", "Can", "Config", "Database", "DatabaseFile", "Filter", "Http", "Journal", "Serial",
            "Session", "describe", "load_config"]  # fmt: skip
 
-PROTOCOLS = ("nmea", "lines")
+PROTOCOLS = ("nmea", "lines", "keyvalue", "json")
+PLUGINS = "ingestd.protocols"  # The entry points of protocols that are installed beside it.
+# Keys of [[serial]] that belong to some protocols alone.
+PROTOCOL_KEYS = {"time_field": ("keyvalue", "json")}
 # What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself
 # would import it, which takes longer than all the rest of the start.
 INTERFACES = frozenset(
@@ -84,6 +87,14 @@ def can_interface(value: Any, at: Place) -> Any:
     return (
         value if value in known else at.wrong(f'"{value}" is not an interface of python-can', suggestion(value, known))
     )
+
+
+def protocol(value: Any, at: Place) -> Any:
+    """The name of a protocol, one that comes with ingestd or one that is installed. None is loaded for that."""
+    if text(value, at) is BAD or value in PROTOCOLS:
+        return value
+    known = {*PROTOCOLS, *(point.name for point in entry_points(group=PLUGINS))}
+    return value if value in known else at.wrong(f'"{value}" is not a protocol', suggestion(value, known))
 
 
 def device(value: Any, at: Place) -> Any:
@@ -239,11 +250,12 @@ class Serial(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, source_name]
     port: Annotated[str, device]
-    protocol: Annotated[str, choice(PROTOCOLS, "a protocol")]
+    protocol: Annotated[str, protocol]
     baudrate: Annotated[int, whole(50, 20_000_000)] = 9600
     bytesize: Annotated[int, choice((5, 6, 7, 8), "a number of data bits")] = 8
     parity: Annotated[str, choice(("none", "even", "odd", "mark", "space"), "a parity")] = "none"
     stopbits: Annotated[float, choice((1, 1.5, 2), "a number of stop bits")] = 1
+    time_field: Annotated[str | None, device] = None
 
 
 def _check_can(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
@@ -271,6 +283,14 @@ def _check_can(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> N
         (at / "bitrate").wrong("is set in the system for socketcan", hint)
     if values.get("options"):
         (at / "options").wrong("are for python-can's other interfaces; socketcan is read without it", "leave them out")
+
+
+def _check_serial(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
+    if "protocol" not in values:
+        return
+    for key, protocols in PROTOCOL_KEYS.items():
+        if key in given and values["protocol"] not in protocols:
+            (at / key).wrong("is for " + " and ".join(protocols) + " alone", "leave it out")
 
 
 def _check_database(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
@@ -323,7 +343,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     batch: Annotated[Batch, table(Batch)] = Batch()
     http: Annotated[Http, table(Http)] = Http()
     can: Annotated[tuple[Can, ...], tables(Can, _check_can)] = ()
-    serial: Annotated[tuple[Serial, ...], tables(Serial)] = ()
+    serial: Annotated[tuple[Serial, ...], tables(Serial, _check_serial)] = ()
 
 
 def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str, str] = os.environ) -> Config:

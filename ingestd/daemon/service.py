@@ -25,7 +25,7 @@ from ingestd import __version__
 from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, boot_id
 from ingestd.config import Config, DatabaseFile, describe
-from ingestd.daemon.devices import filter_by_databases
+from ingestd.daemon.devices import filter_by_databases, protocol_of
 from ingestd.daemon.recording import Recording
 from ingestd.decode.can import DECODER_VERSION
 from ingestd.decode.databases import Match, SignalDatabase
@@ -239,7 +239,7 @@ class Daemon:
             databases = [loaded[file.file, _match(file)] for file in bus.dbc]
             bindings += [Binding(bus.name, database) for database in databases]
             filter_by_databases(bus, self.sources, databases)
-        decoders = Decoders(bindings, protocols={line.name: line.protocol for line in self.config.serial})
+        decoders = Decoders(bindings, lines={line.name: protocol_of(line) for line in self.config.serial})
         for bus in self.config.can:
             decoders.of(bus.name)
         for warning in decoders.warnings:

@@ -12,4 +12,9 @@ from ingestd.framing.nmea import NmeaFramer
 __all__ = ["FRAMERS", "Framer", "LineFramer", "NmeaFramer", "SerialFrame"]
 
 # By the name of the protocol in the configuration.
-FRAMERS: Final[dict[str, Callable[[], Framer]]] = {"nmea": NmeaFramer, "lines": LineFramer}
+FRAMERS: Final[dict[str, Callable[[], Framer]]] = {
+    "nmea": NmeaFramer,
+    "lines": LineFramer,
+    "keyvalue": LineFramer,
+    "json": LineFramer,
+}

@@ -26,6 +26,7 @@ FUNCTION_LINES_MAX = 70
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "clock", "metrics", "model", "backoff"}),
     frozenset({"sources", "decode", "chunks", "store", "journal", "framing", "demo", "config"}),
+    frozenset({"protocols"}),
     frozenset({"pipeline"}),
     frozenset({"imports", "delivery"}),
     frozenset({"daemon", "survey"}),
@@ -71,6 +72,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "delivery.sending:_prepare": "records that cannot be prepared are halved, and the one at fault is rejected",
     "delivery.sending:_try": "the top of the task that sends; becomes a fault that is said, waited for and tried again",
     "delivery.transactions:_decode": "decoders meet whatever a bus says; the frame at fault is stored undecoded",
+    "protocols:plugin": "what an installed package runs may raise anything; becomes an error that names it",
     "sources.canbus:_close": "the farewell to an adapter that is gone may raise anything; logged, and closed by hand",
     "sources.canbus:_connection": "drivers raise whatever they meet; becomes the reason why a link is down",
     "sources.canbus:run": "the top of a bus's thread; raised again on the event loop",

@@ -170,7 +170,9 @@ def _bodies(data: bytes) -> list[bytes]:
 
 def check_sentences(payloads: list[bytes], at: int) -> None:
     """Every frame is counted once; batches cut otherwise give the same samples; all of it can be stored."""
-    frames = columns("gps", [(n, payload[:PAYLOAD_BYTES_MAX], SerialFlag.SERIAL) for n, payload in enumerate(payloads)])
+    frames = columns(
+        "gps", [SerialFrame(n, each[:PAYLOAD_BYTES_MAX], SerialFlag.SERIAL) for n, each in enumerate(payloads)]
+    )
     if not payloads:
         return
     whole = NmeaDecoder("gps").decode(frames)
