@@ -99,6 +99,12 @@ def _lines(source: str, _: Options) -> FrameDecoder:
     return RawDecoder(source)
 
 
+def _ubx(source: str, _: Options) -> FrameDecoder:
+    from ingestd.decode.ubx import UbxDecoder
+
+    return UbxDecoder(source)
+
+
 def _keyvalue(source: str, options: Options) -> FrameDecoder:
     from ingestd.decode.keyed import KeyValueDecoder
 
@@ -113,6 +119,7 @@ def _json(source: str, options: Options) -> FrameDecoder:
 
 _DECODERS: Final[dict[str, Callable[[str, Options], FrameDecoder]]] = {
     "nmea": _nmea,
+    "ubx": _ubx,
     "lines": _lines,
     "keyvalue": _keyvalue,
     "json": _json,

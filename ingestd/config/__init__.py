@@ -50,7 +50,7 @@ from ingestd.errors import ConfigError
 __all__ = ["Address", "Batch", "Can", "Config", "Database", "DatabaseFile", "Filter", "Http", "Journal", "Serial",
            "Session", "describe", "load_config"]  # fmt: skip
 
-PROTOCOLS = ("nmea", "lines", "keyvalue", "json")
+PROTOCOLS = ("nmea", "ubx", "keyvalue", "json", "lines")
 PLUGINS = "ingestd.protocols"  # The entry points of protocols that are installed beside it.
 # Keys of [[serial]] that belong to some protocols alone.
 PROTOCOL_KEYS = {"time_field": ("keyvalue", "json")}

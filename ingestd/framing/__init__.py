@@ -8,8 +8,9 @@ from typing import Final
 from ingestd.framing.base import Framer, SerialFrame
 from ingestd.framing.lines import LineFramer
 from ingestd.framing.nmea import NmeaFramer
+from ingestd.framing.ubx import UbxFramer
 
-__all__ = ["FRAMERS", "Framer", "LineFramer", "NmeaFramer", "SerialFrame"]
+__all__ = ["FRAMERS", "Framer", "LineFramer", "NmeaFramer", "SerialFrame", "UbxFramer"]
 
 # By the name of the protocol in the configuration.
 FRAMERS: Final[dict[str, Callable[[], Framer]]] = {
@@ -17,4 +18,5 @@ FRAMERS: Final[dict[str, Callable[[], Framer]]] = {
     "lines": LineFramer,
     "keyvalue": LineFramer,
     "json": LineFramer,
+    "ubx": UbxFramer,
 }

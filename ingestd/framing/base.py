@@ -26,13 +26,16 @@ class SerialFrame(NamedTuple):
 
 
 class Framer(Protocol):
-    """Cuts the bytes of one serial line into frames. `counters` are totals since it was made.
+    """Cuts the bytes of one serial line into frames. Totals in it are since it was made.
 
     `text_expected`: a serial frame that is no text is as good as garbage. False where frames prove themselves.
     """
 
-    counters: dict[str, int]
     text_expected: bool
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Totals by name, a name ending in its unit; those of the second invariant are among them."""
 
     def feed(self, data: bytes, at_ns: int) -> list[SerialFrame]:
         """Take bytes that arrived at `at_ns`; return the frames that they complete."""

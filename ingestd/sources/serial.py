@@ -72,8 +72,11 @@ Frames = Sequence[tuple[int, bytes, SerialFlag | Flag, int]]  # when the first b
 class Framer(Protocol):
     """Cuts bytes into frames; those of `ingestd.framing` do."""
 
-    counters: dict[str, int]
     text_expected: bool
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Totals by name."""
 
     def feed(self, data: bytes, at_ns: int) -> Frames:
         """Take bytes that arrived at `at_ns`; return the frames that they complete."""

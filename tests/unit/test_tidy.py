@@ -58,6 +58,7 @@ FENCES: dict[str, frozenset[str]] = {
     "platformdirs": frozenset({"store", "cli", "config"}),
     "prometheus_client": frozenset({"metrics"}),
     "pynmeagps": frozenset({"decode"}),
+    "pyubx2": frozenset({"decode"}),
     "rich": frozenset({"cli"}),
     "serial": frozenset({"sources"}),
     "serial_asyncio_fast": frozenset({"sources"}),

@@ -15,6 +15,7 @@ from ingestd.chunks import Placement, encode_frames, encode_signals
 from ingestd.decode.can import Decoded
 from ingestd.decode.nmea import NmeaDecoder
 from ingestd.framing import FRAMERS, SerialFrame
+from ingestd.framing.ubx import SYNC, checksum
 from ingestd.model import PAYLOAD_BYTES_MAX, ClockState, SerialFlag
 from ingestd.sources.serial import columns
 from tests.property.fuzz.mutations import Corpus, Seed, mutated
@@ -105,7 +106,10 @@ def check_stream(protocol: str, data: bytes, cuts: list[int]) -> None:
 def _check_frame(protocol: str, frame: SerialFrame) -> None:
     assert 0 < len(frame.payload) <= PAYLOAD_BYTES_MAX
     assert frame.flags & SerialFlag.SERIAL
-    assert bool(frame.flags & SerialFlag.TEXT) == _is_text(frame.payload)
+    is_binary = protocol == "ubx" and frame.payload[:2] == SYNC
+    assert bool(frame.flags & SerialFlag.TEXT) == (not is_binary and _is_text(frame.payload))
+    if is_binary:
+        assert frame.payload[-2:] == checksum(frame.payload[2:-2])
     if protocol == "nmea":
         assert _SENTENCE.fullmatch(frame.payload)
         body, _, digits = frame.payload[1:].rpartition(b"*")
