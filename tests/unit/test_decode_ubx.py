@@ -60,7 +60,7 @@ def test_positions_are_what_stands_at_their_offsets(shared_data: Path) -> None:
     payloads = [each for each in payloads if each[:4] == b"\xb5\x62\x01\x07" and len(each) == 100]
     assert len(payloads) > 50
     for payload, found in zip(payloads, values(batch(*payloads)), strict=True):
-        fields = struct.unpack_from("<IH5BBIiBBBBiiiiIIiiiiii", payload, 6)
+        fields = struct.unpack_from("<IH5BBIiBBBBiiiiIIiiiii", payload, 6)
         itow, year, month, day, hour, minute, second, valid, _, nano, fix, flags, _, satellites = fields[:14]
         lon, lat, height, msl, hacc, vacc, vn, ve, vd, speed, course = fields[14:]
         expected = {
