@@ -23,7 +23,7 @@ from ingestd.decode.can import Counts, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
 from ingestd.model import ClockState, FrameBatch, Memory, SignalBatch
-from ingestd.protocols import FrameDecoder, Line, new_decoder
+from ingestd.protocols import FrameDecoder, Line, RememberingDecoder, new_decoder
 from ingestd.store.writer import FeedBatch, Writer, utc
 
 RETRY_SECONDS_MIN = 0.1
@@ -72,6 +72,17 @@ class Decoders:
                 self._tables[key] = MessageTable(databases)
             self._by_source[source] = Decoder(source, self._tables[key], keep_not_available=self._keep_not_available)
         return self._by_source[source]
+
+    @property
+    def remembering(self) -> frozenset[str]:
+        """The sources whose decoder has a memory that outlives a stretch of the journal."""
+        return frozenset(each for each in self._lines if isinstance(self.of(each), RememberingDecoder))
+
+    def remember(self, frames: FrameBatch, memory: Memory) -> None:
+        """Bring the memory of a source up to date by frames that are decoded elsewhere."""
+        decoder = self.of(frames.source)
+        if isinstance(decoder, RememberingDecoder):
+            decoder.remember(frames, memory)
 
     @property
     def sources(self) -> Collection[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from ingestd.decode.can import Decoded
 from ingestd.errors import ConfigError
@@ -34,6 +34,14 @@ class FrameDecoder(Protocol):
 
     def decode(self, frames: FrameBatch, memory: Memory, /) -> Decoded:
         """Decode a batch; every frame is counted once. Brings `memory` up to date."""
+
+
+@runtime_checkable
+class RememberingDecoder(FrameDecoder, Protocol):
+    """A decoder whose memory has to outlive a stretch of the journal."""
+
+    def remember(self, frames: FrameBatch, memory: Memory, /) -> None:
+        """Bring `memory` up to date as `decode` would; it may pass over frames that teach nothing of weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +125,17 @@ def _json(source: str, options: Options) -> FrameDecoder:
     return JsonDecoder(source, time_field=options.get("time_field"))
 
 
+def _csv(source: str, options: Options) -> FrameDecoder:
+    from ingestd.decode.csv_rows import CsvDecoder
+
+    return CsvDecoder(source, **options)
+
+
 _DECODERS: Final[dict[str, Callable[[str, Options], FrameDecoder]]] = {
     "nmea": _nmea,
     "ubx": _ubx,
     "lines": _lines,
     "keyvalue": _keyvalue,
     "json": _json,
+    "csv": _csv,
 }

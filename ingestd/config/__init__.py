@@ -50,10 +50,15 @@ from ingestd.errors import ConfigError
 __all__ = ["Address", "Batch", "Can", "Config", "Database", "DatabaseFile", "Filter", "Http", "Journal", "Serial",
            "Session", "describe", "load_config"]  # fmt: skip
 
-PROTOCOLS = ("nmea", "ubx", "keyvalue", "json", "lines")
+PROTOCOLS = ("nmea", "ubx", "keyvalue", "json", "csv", "lines")
 PLUGINS = "ingestd.protocols"  # The entry points of protocols that are installed beside it.
 # Keys of [[serial]] that belong to some protocols alone.
-PROTOCOL_KEYS = {"time_field": ("keyvalue", "json")}
+PROTOCOL_KEYS = {
+    "time_field": ("keyvalue", "json", "csv"),
+    "columns": ("csv",),
+    "delimiter": ("csv",),
+    "units_row": ("csv",),
+}
 # What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself
 # would import it, which takes longer than all the rest of the start.
 INTERFACES = frozenset(
@@ -100,6 +105,11 @@ def protocol(value: Any, at: Place) -> Any:
 def device(value: Any, at: Place) -> Any:
     """What a driver calls a device: a text that is not empty."""
     return at.wrong("is empty", "name the device") if value == "" else text(value, at)
+
+
+def field_name(value: Any, at: Place) -> Any:
+    """What a device calls one of its values: a text that is not empty."""
+    return at.wrong("is empty", "name it as the device does") if value == "" else text(value, at)
 
 
 def can_channel(value: Any, at: Place) -> Any:
@@ -255,7 +265,10 @@ class Serial(msgspec.Struct, frozen=True, kw_only=True):
     bytesize: Annotated[int, choice((5, 6, 7, 8), "a number of data bits")] = 8
     parity: Annotated[str, choice(("none", "even", "odd", "mark", "space"), "a parity")] = "none"
     stopbits: Annotated[float, choice((1, 1.5, 2), "a number of stop bits")] = 1
-    time_field: Annotated[str | None, device] = None
+    time_field: Annotated[str | None, field_name] = None
+    columns: Annotated[tuple[str, ...], listing(field_name)] = ()
+    delimiter: Annotated[str, choice(("auto", "tab", "semicolon", "comma"), "a delimiter")] = "auto"
+    units_row: Annotated[str, choice(("auto", "always", "never"), "a way to find units")] = "auto"
 
 
 def _check_can(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
@@ -290,7 +303,7 @@ def _check_serial(values: dict[str, Any], given: Mapping[str, Any], at: Place) -
         return
     for key, protocols in PROTOCOL_KEYS.items():
         if key in given and values["protocol"] not in protocols:
-            (at / key).wrong("is for " + " and ".join(protocols) + " alone", "leave it out")
+            (at / key).wrong("is for " + ", ".join(protocols) + " alone", "leave it out")
 
 
 def _check_database(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:

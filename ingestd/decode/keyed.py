@@ -38,6 +38,7 @@ from ingestd.model import GROUP_CHANNELS_MAX, Channel, FrameBatch, Memory, Seria
 
 KEYS_MAX: Final = 512
 DEPTH_MAX: Final = 16
+REMEMBERED_FRAMES: Final = 1000
 
 Row = dict[str, Scalar]
 
@@ -113,6 +114,10 @@ class KeyedDecoder(ABC):
             memory[self.name] = keys
         counts.signals = sum(batch.value.size for batch in batches)
         return Decoded(batches, counts)
+
+    def remember(self, frames: FrameBatch, memory: Memory) -> None:
+        """Note the keys of the newest frames; a key that is missed costs a signal group and nothing else."""
+        self.decode(frames[-REMEMBERED_FRAMES:], memory)
 
     def _batches(self, stamps: list[int], rows: list[Row], keys: Sequence[str]) -> Iterator[SignalBatch]:
         """A batch for each group of keys, of the rows that have any of them."""

@@ -18,5 +18,6 @@ FRAMERS: Final[dict[str, Callable[[], Framer]]] = {
     "lines": LineFramer,
     "keyvalue": LineFramer,
     "json": LineFramer,
+    "csv": LineFramer,
     "ubx": UbxFramer,
 }

@@ -70,6 +70,7 @@ FENCES: dict[str, frozenset[str]] = {
 # "module:function" → what becomes of the error. A handler that ends with `raise` needs no entry: it swallows nothing.
 BROAD_EXCEPTS: dict[str, str] = {
     "daemon.service:_recover": "the top of a task; said, and tried again",
+    "delivery.memory:_remember": "a decoder that cannot bear what came before goes on with what it knew; said",
     "delivery.sending:_prepare": "records that cannot be prepared are halved, and the one at fault is rejected",
     "delivery.sending:_try": "the top of the task that sends; becomes a fault that is said, waited for and tried again",
     "delivery.transactions:_decode": "decoders meet whatever a bus says; the frame at fault is stored undecoded",
