@@ -131,6 +131,12 @@ def _csv(source: str, options: Options) -> FrameDecoder:
     return CsvDecoder(source, **options)
 
 
+def _cobs(source: str, options: Options) -> FrameDecoder:
+    from ingestd.decode.cobs import CobsDecoder
+
+    return CobsDecoder(source, **options)
+
+
 _DECODERS: Final[dict[str, Callable[[str, Options], FrameDecoder]]] = {
     "nmea": _nmea,
     "ubx": _ubx,
@@ -138,4 +144,5 @@ _DECODERS: Final[dict[str, Callable[[str, Options], FrameDecoder]]] = {
     "keyvalue": _keyvalue,
     "json": _json,
     "csv": _csv,
+    "cobs": _cobs,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ingestd.config import PROTOCOL_KEYS, Can, Config, Filter, Serial
+from ingestd.config import Can, Config, Filter, Serial, protocol_options
 from ingestd.decode.databases import MessageDefinition, SignalDatabase
 from ingestd.model import Source
 from ingestd.protocols import Line
@@ -53,8 +53,7 @@ def _serial(line: Serial) -> Source:
 
 def protocol_of(line: Serial) -> Line:
     """The protocol of a serial line with those of its keys that belong to it."""
-    keys = (key for key, protocols in PROTOCOL_KEYS.items() if line.protocol in protocols)
-    return Line(line.protocol, {key: getattr(line, key) for key in keys})
+    return Line(line.protocol, protocol_options(line))
 
 
 def kernel_filters(filters: Sequence[Filter]) -> list[tuple[int, int]]:

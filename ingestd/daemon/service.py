@@ -24,7 +24,7 @@ from uuid import UUID
 from ingestd import __version__
 from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, boot_id
-from ingestd.config import Config, DatabaseFile, describe
+from ingestd.config import Can, Config, DatabaseFile, Serial, describe
 from ingestd.daemon.devices import filter_by_databases, protocol_of
 from ingestd.daemon.recording import Recording
 from ingestd.decode.can import DECODER_VERSION
@@ -229,18 +229,20 @@ class Daemon:
         One that cannot be parsed stops the sending and not the recording, and is tried again when it has changed.
         """
         bindings: list[Binding] = []
-        files: set[tuple[Path, Match]] = {(file.file, _match(file)) for bus in self.config.can for file in bus.dbc}
+        buses: tuple[Can | Serial, ...] = (*self.config.can, *self.config.serial)
+        files: set[tuple[Path, Match]] = {(file.file, _match(file)) for bus in buses for file in bus.dbc}
         loaded: dict[tuple[Path, Match], SignalDatabase] = {}
         for key in sorted(files):
             loaded[key] = await self._load(*key)
             for warning in loaded[key].warnings:
                 log.warning("%s", warning)
-        for bus in self.config.can:
+        for bus in buses:
             databases = [loaded[file.file, _match(file)] for file in bus.dbc]
             bindings += [Binding(bus.name, database) for database in databases]
-            filter_by_databases(bus, self.sources, databases)
+            if isinstance(bus, Can):
+                filter_by_databases(bus, self.sources, databases)
         decoders = Decoders(bindings, lines={line.name: protocol_of(line) for line in self.config.serial})
-        for bus in self.config.can:
+        for bus in buses:
             decoders.of(bus.name)
         for warning in decoders.warnings:
             log.warning("%s", warning)

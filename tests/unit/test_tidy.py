@@ -24,7 +24,7 @@ FUNCTION_LINES_MAX = 70
 
 # A part imports only parts of lower layers; within one part (a package) modules may import each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "clock", "metrics", "model", "backoff"}),
+    frozenset({"errors", "clock", "metrics", "model", "backoff", "struct_fields"}),
     frozenset({"sources", "decode", "chunks", "store", "journal", "framing", "demo", "config"}),
     frozenset({"protocols"}),
     frozenset({"pipeline"}),
