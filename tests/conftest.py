@@ -27,6 +27,12 @@ def on_database(dsn: str, name: str) -> str:
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
 
 
+def as_user(dsn: str, role: str) -> str:
+    """The DSN for another user of the same database, who needs no password."""
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
+
+
 def psql(dsn: str, *statements: str) -> str:
     """Run statements, one transaction each, from outside of any event loop, and return what they print."""
     arguments = [str(embedded.psql_path()), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", dsn]

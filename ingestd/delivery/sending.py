@@ -201,8 +201,7 @@ class Delivery:
         self._known = None
         for cursor in self._cursors.values():
             cursor.confirmed = cursor.done = False
-        if not self._writer.is_open:
-            await self._writer.open()
+        await self._writer.open()
         stretches = self._journal.stretches()
         self._cursors = {each.id: self._cursors[each.id] for each in stretches if each.id in self._cursors}
         standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
@@ -493,6 +492,6 @@ class Delivery:
             return False
         self._said[about] = (str(error), time.monotonic())
         level = logging.WARNING if isinstance(error, StoreUnavailable) else logging.ERROR
-        until = "the database takes it" if is_database else "it can be read"
+        until = "the database takes it" if is_database else "that passes"
         log.log(level, "kept in the journal until %s: %s", until, error)
         return True

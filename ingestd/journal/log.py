@@ -79,7 +79,8 @@ class Log:
         self._session_owed = False
         self._ordinal = 0
         self._retry_at, self._backoff = 0.0, Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
-        self._failed_at = self._left_at = -inf
+        self._failed_at = -inf
+        self._leave_at, self._leave_backoff = 0.0, Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         self._losses_written_at = 0.0
         self._record_bytes_max = min(RECORD_BYTES_MAX, shelf.segment_bytes // 4)
         self._frames_record_bytes_max = min(FRAMES_RECORD_BYTES_MAX, shelf.segment_bytes // 8)
@@ -298,15 +299,16 @@ class Log:
 
     def leave_suspect(self) -> None:
         """If a sync of the segment has failed: see, now and then, whether another can be made durable."""
-        is_due = time.monotonic() >= self._left_at + RETRY_SECONDS_MAX
+        is_due = time.monotonic() >= self._leave_at
         if self.segment is not None and self.segment.is_suspect and is_due:
-            self._left_at = time.monotonic()
+            self._leave_at = time.monotonic() + self._leave_backoff.next_seconds()
             self.leave_segment()
 
     def synced(self) -> None:
         """All that is in the segment being written is durable."""
         if not self.durable:
             self.durable = True
+            self._leave_backoff.reset()
             self.tell(f"the journal {self.shelf.folder} is durable again")
 
     def report(self, trouble: str) -> None:

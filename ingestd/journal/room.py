@@ -92,14 +92,14 @@ class Room:
         log = self._log
         try:
             self._keep_few_stretches()
-            while self._next is None:
+            while self._next is None and log.durable:  # A disk that keeps nothing need not make segments all the time.
                 with log.lock:
                     while self._lacking() > 0 and (self._remove_acknowledged() or self._remove_aside()):
                         pass
-                    has_room = self._lacking() <= 0
+                    number = self._next_number() if self._lacking() <= 0 else None
                     victim = self._victim() if self._drops_oldest else None
-                if has_room:
-                    self._allocate()
+                if number is not None:
+                    self._allocate(number)
                 elif victim is not None:
                     self._remove_unsent(victim, self._measure(victim))
                 else:
@@ -111,15 +111,16 @@ class Room:
                     return  # Somebody else fills the disk; what is only kept in case gives way.
                 log.report(f"no new segment can be made: {error.strerror}")
 
-    def _allocate(self) -> None:
+    def _next_number(self) -> int:
+        """There is room again: the number of the segment that is to take it."""
         log = self._log
-        with log.lock:
-            if self._lacking() > 0:
-                return  # Somebody has taken the room since.
-            self._is_full = False
-            if log.segment is not None:
-                log.segment.is_reserve = False
-            number = log.shelf.next_number()
+        self._is_full = False
+        if log.segment is not None:
+            log.segment.is_reserve = False
+        return log.shelf.next_number()
+
+    def _allocate(self, number: int) -> None:
+        log = self._log
         descriptor = log.shelf.allocate(number)
         with log.lock:
             log.shelf.note_allocated(number)
@@ -216,9 +217,9 @@ class Room:
             if announced is not None:
                 announced.sync()
         finally:
-            victim.path.unlink(missing_ok=True)
+            log.shelf.unlink(victim)
             with log.lock:
-                log.shelf.delete_other(victim.path)
+                log.shelf.forget(victim)
         self._names_changed = True
         self.sync_names()
         with log.lock:

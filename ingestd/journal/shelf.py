@@ -5,6 +5,7 @@ Not thread-safe by itself: the journal calls it under its lock, except where a m
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -145,14 +146,10 @@ class Shelf:
         return opened
 
     def delete(self, segment: Segment) -> None:
-        """Delete a segment's file. Raises OSError; a file that is gone already is what was wanted."""
-        with suppress(FileNotFoundError):
-            with segment.path.open("rb") as file:
-                is_ours = not is_another(file.read(HEADER_BYTES), segment.header)
-            if is_ours:  # Else somebody has put another segment there, which may have frames that nothing else has.
-                segment.path.unlink()
+        """Delete a segment that nobody needs. Raises OSError."""
+        self.unlink(segment)
         self.set_aside(segment)
-        self._others.pop(segment.path)
+        self.forget(segment)
 
     def set_aside(self, segment: Segment) -> None:
         """A segment is about to be deleted: nobody is to read it any more, but it still takes its bytes."""
@@ -162,6 +159,23 @@ class Shelf:
         if not of_stretch:
             del self.by_stretch[segment.header.stretch_id]
         self._others[segment.path] = segment.bytes
+
+    def unlink(self, segment: Segment) -> None:
+        """Remove a segment's file, if it is there and still is the segment; any thread. Raises OSError."""
+        try:
+            with segment.path.open("rb") as file:
+                if is_another(file.read(HEADER_BYTES), segment.header):
+                    return  # Somebody has put it there, and it may have frames that nothing else has.
+        except (FileNotFoundError, IsADirectoryError):
+            return
+        except OSError as error:
+            if error.errno != errno.EIO:  # A disk that cannot read it can give its room back all the same.
+                raise
+        segment.path.unlink(missing_ok=True)
+
+    def forget(self, segment: Segment) -> None:
+        """A segment that was set aside is deleted: its bytes are free."""
+        del self._others[segment.path]
 
     def delete_other(self, path: Path) -> None:
         """Delete a file that is no segment of a known stretch. Raises OSError."""

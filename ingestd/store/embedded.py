@@ -38,6 +38,7 @@ from ingestd.errors import StoreError
 DATABASE = "ingestd"
 START_SECONDS_MAX = 300.0  # After a power cut the server first replays up to max_wal_size.
 STOP_SECONDS_MAX = 60.0
+WORKERS_SECONDS_MAX = 10.0  # What is left of a server that was killed ends by itself.
 POLL_SECONDS = 0.05
 PSQL_MAJOR_MIN = 14
 
@@ -161,6 +162,7 @@ def _exclusive(directory: Path) -> Iterator[None]:
     """One process at a time starts a server. The lock comes with the wheel, and ends with its holder."""
     lock = import_module("fasteners").InterProcessLock(directory.with_name(f"{directory.name}.lock"))
     if not lock.acquire(timeout=START_SECONDS_MAX):
+        lock.lockfile.close()  # It is left open.
         raise StoreError(f"somebody else has been starting the PostgreSQL in {directory} for minutes", "is it stuck?")
     try:
         yield
@@ -228,7 +230,7 @@ def _make_database(server: _Server) -> None:
 
 def _clear(directory: Path) -> None:
     """Make way for a start where no server runs: wait for what is left of one, remove a misleading postmaster.pid."""
-    if not _wait(lambda: not _workers(directory), 10.0):
+    if not _wait(lambda: not _workers(directory), WORKERS_SECONDS_MAX):
         raise StoreError(
             f"processes of a former PostgreSQL are still at work in {directory}: "
             + ", ".join(str(process.pid) for process in _workers(directory)),
@@ -286,10 +288,11 @@ def _works_in(process: Any, directory: Path) -> bool:
 def _alive(process: Any) -> bool:
     psutil = import_module("psutil")
     try:
-        # A container whose first process does not reap keeps the dead as zombies.
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+        status = process.status()
     except psutil.NoSuchProcess:
         return False
+    # A container whose first process does not reap keeps the dead as zombies.
+    return status != psutil.STATUS_ZOMBIE and bool(process.is_running())
 
 
 def _wait(condition: Callable[[], bool], seconds_max: float) -> bool:

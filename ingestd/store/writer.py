@@ -177,8 +177,7 @@ class Writer:
 
         Raises StoreUnavailable, StoreError if it cannot even be asked.
         """
-        if not self.is_open:
-            await self.open()
+        await self.open()
         async with faults(self._dsn, on_failure=self.terminate):
             touched: str = await self._open().execute(
                 "UPDATE feeds SET position = position WHERE feed_id = $1", self.feed_id

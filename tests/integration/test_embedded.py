@@ -65,15 +65,18 @@ def test_data_survives_kill_and_stop(folder: Path) -> None:
     assert ask(embedded.start(folder), "SELECT a FROM t") == "1"
 
 
-@pytest.mark.parametrize("left", ["reused", "truncated", "empty", "noise"])
+@pytest.mark.parametrize("left", ["reused", "gone", "truncated", "empty", "noise"])
 def test_a_misleading_pid_file_does_not_matter(folder: Path, left: str) -> None:
     """A postmaster.pid whose process is somebody else's by now, or that is damaged, is no server and no obstacle."""
     embedded.start(folder)
     lines = (folder / "postmaster.pid").read_text().splitlines()
     embedded.stop(folder)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as bystander:
         content = {
             "reused": "\n".join([str(bystander.pid), *lines[1:]]) + "\n",
+            "gone": "\n".join([str(gone.pid), *lines[1:]]) + "\n",
             "truncated": "\n".join(lines[:3]),
             "empty": "",
             "noise": "\0" * 100,

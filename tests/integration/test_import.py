@@ -8,7 +8,6 @@ import math
 import os
 import random
 import struct
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ import pytest
 from ingestd import imports
 from ingestd.decode.databases import Match, load
 from ingestd.decode.layout import float8_text
-from ingestd.errors import CaptureError, FeedError, IngestdError, StoreError, UsageError
+from ingestd.errors import CaptureError, FeedError, IngestdError
 from ingestd.imports import ImportOptions, ImportSummary, import_file
 from ingestd.pipeline import Binding
 from ingestd.sources.captures import open_capture
-from ingestd.store.sessions import NewFeed, Session, new_session_id, open_catalogue
 
 DBC = """VERSION ""
 
@@ -256,38 +254,6 @@ async def test_another_database_is_refused_unless_again(
     assert sorted(row["high"] for row in rows) == [1000.5, 2001.0]
 
 
-async def test_several_files_into_one_session(migrated: str, small: tuple[Path, Path], tmp_path: Path) -> None:
-    """--session NAME puts files together; the session spans them all; a session that was recorded live is refused."""
-    log, dbc = small
-    later = tmp_path / "later.log"
-    later.write_text("(1436509999.000001) can0 100#A00F010000000000\n")
-    one = await import_file(later, options((dbc, "auto"), session="day 1"), migrated)
-    two = await import_file(log, options((dbc, "auto"), session="day 1"), migrated)
-    assert one.session_id == two.session_id
-    [row] = await fetch(
-        migrated,
-        "SELECT created_utc::text, ended_utc::text, jsonb_array_length(config -> 'imports') AS files FROM sessions",
-    )
-    assert tuple(row) == ("2015-07-10 06:17:32.249713+00", "2015-07-10 06:33:19.000001+00", 2)
-    await fetch(migrated, "UPDATE sessions SET time_base = '0e6a9b7c-boot'")
-    with pytest.raises(StoreError, match="recorded live"):
-        await import_file(small[1].with_name("small.log"), options(session="day 1", again=True), migrated)
-
-
-async def test_an_ambiguous_session_name_is_refused(migrated: str, small: tuple[Path, Path]) -> None:
-    """Two sessions of one name: the error lists their ids, and an id is accepted in place of the name."""
-    log, dbc = small
-    one = await import_file(log, options((dbc, "auto")), migrated)
-    two = await import_file(log, options(again=True), migrated)
-    with pytest.raises(UsageError, match=str(one.session_id)):
-        await import_file(log, options(session="small.log", store_frames=False, again=True), migrated)
-    later = log.with_name("later.log")
-    later.write_text("(1436509999.000001) can0 100#A00F010000000000\n")
-    assert (await import_file(later, options(session=str(two.session_id)), migrated)).session_id == two.session_id
-    with pytest.raises(UsageError, match=r"holds .* already"):
-        await import_file(log, options(session=str(two.session_id), store_frames=False, again=True), migrated)
-
-
 async def test_a_capture_without_frames_is_complete(migrated: str, shared_data: Path) -> None:
     """A valid file without CAN frames is an empty, completed feed, not an error."""
     path = shared_data / "can/formats/vblf_J1708Message.blf"
@@ -369,46 +335,6 @@ async def test_a_file_that_grows_is_not_completed(
     assert (summary.counts.frames, row["frames"]) == (6, 6)
 
 
-async def test_an_import_that_failed_before_its_first_commit_leaves_no_trace(
-    migrated: str, small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Begun with one DBC and failed at once, it can be imported with another, and no empty session stays behind."""
-    log, dbc = small
-    other = tmp_path / "other.dbc"
-    other.write_text(DBC.replace("0.25", "0.5"))
-
-    async def fail(*arguments: object, **more: object) -> None:
-        raise StoreError("it could not be")
-
-    monkeypatch.setattr(imports, "commit", fail)
-    for session in (None, "day 1"):
-        with pytest.raises(StoreError, match="could not be"):
-            await import_file(log, options((other, "auto"), session=session), migrated)
-    monkeypatch.undo()
-    later = tmp_path / "later.log"
-    later.write_text("(1436509999.000001) can0 100#A00F010000000000\n")
-    await import_file(later, options((dbc, "auto"), session="day 1"), migrated)
-    assert (await import_file(log, options((dbc, "auto")), migrated)).counts.frames == 5
-    rows = await fetch(
-        migrated, "SELECT name, jsonb_array_length(config -> 'imports') AS n FROM sessions ORDER BY name"
-    )
-    assert [tuple(row) for row in rows] == [("day 1", 1), ("small.log", 1)]
-
-
-async def test_files_that_make_one_session_at_once(migrated: str, small: tuple[Path, Path], tmp_path: Path) -> None:
-    """Different files imported at the same time into a session that is not there yet meet in one."""
-    _, dbc = small
-    logs = []
-    for number in range(4):
-        log = tmp_path / f"{number}.log"
-        log.write_text(f"(143650{number}999.000001) can0 100#A00F010000000000\n")
-        logs.append(log)
-    summaries = await asyncio.gather(
-        *(import_file(log, options((dbc, "auto"), session="day"), migrated) for log in logs)
-    )
-    assert len({summary.session_id for summary in summaries}) == 1
-
-
 async def test_impossible_dates_are_refused(migrated: str, tmp_path: Path) -> None:
     """A stamp that no bigint of nanoseconds holds is an error that names it, and other files go on."""
     asc = tmp_path / "far.asc"
@@ -437,22 +363,13 @@ async def test_a_dbc_that_fits_nothing_is_a_warning(migrated: str, small: tuple[
     assert any("--map can7=x" in warning for warning in summary.warnings)
 
 
-async def test_beginning_and_clearing_away_take_turns(migrated: str) -> None:
-    """One file joins a session while what was begun of another is removed from it: every feed has its session."""
-
-    async def begin(sha256: str, feed_id: str, name: str, existing: str | None) -> None:
-        feed = NewFeed(feed_id, sha256, "", {}, "x.log", 0, None, "machine", "0")
-        session = Session(new_session_id(), name, None, datetime.now(UTC))
-        async with open_catalogue(migrated) as catalogue:
-            await catalogue.begin(feed, session, existing)
-
-    for number in range(15):
-        await begin(f"x{number}", f"x{number}", f"race {number}", f"race {number}")
-        await asyncio.gather(
-            begin(f"y{number}", f"y{number}", f"race {number}", f"race {number}"),
-            begin(f"x{number}", f"x{number}+1", f"own {number}", None),
-        )
-    orphans = "SELECT FROM feeds f WHERE NOT EXISTS (SELECT FROM sessions WHERE id = f.session_id)"
-    assert await fetch(migrated, orphans) == []
-    [row] = await fetch(migrated, "SELECT count(*) AS n FROM feeds")
-    assert row["n"] == 30
+async def test_signals_without_raw_frames(migrated: str, small: tuple[Path, Path]) -> None:
+    """`--no-frames` stores half as much: the signals are those that they are with the frames, and all are counted."""
+    log, dbc = small
+    summary = await import_file(log, options((dbc, "auto"), store_frames=False), migrated)
+    without = await contents(migrated)
+    assert (summary.counts.frames, without["frames"]) == (5, [])
+    again = await import_file(log, options((dbc, "auto"), again=True), migrated)
+    both = [row[1:] for row in (await contents(migrated))["signals"]]
+    assert sorted(map(repr, both)) == sorted(2 * [repr(row[1:]) for row in without["signals"]])
+    assert again.session_id != summary.session_id

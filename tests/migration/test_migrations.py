@@ -131,6 +131,13 @@ async def test_check_names_the_command(
     assert older.value.hint == "run `ingestd db upgrade`"
 
 
+def test_an_installation_without_migrations_is_told(tmp_path: Path) -> None:
+    """Rather than taking every database for one of a newer release."""
+    with pytest.raises(StoreError, match="has no migrations") as caught:
+        migrate.head(tmp_path)
+    assert caught.value.hint == "install it again"
+
+
 async def test_an_unknown_revision_is_an_error_of_ours(migrated: str) -> None:
     """Alembic's own exception does not get out."""
     with pytest.raises(StoreError, match="nosuch"):

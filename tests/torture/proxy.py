@@ -135,11 +135,11 @@ class Proxy:
                 if wire.is_stalled:
                     await asyncio.Event().wait()  # for ever: it is ended by an order, or with the proxy
                 seen, tail = tail + piece, piece[-32:]
-                if is_client and self._stall_on and self._stall_on in seen[-len(piece) - len(self._stall_on) + 1 :]:
+                if is_client and self._stall_on and _ends_in(seen, self._stall_on, piece):
                     wire.is_stalled, self._stall_on, self.stalled = True, b"", self.stalled + 1
                     if self._withheld:
                         continue
-                if not is_client and self._loses_answers and COMMITTED in seen:
+                if not is_client and self._loses_answers and _ends_in(seen, COMMITTED, piece):
                     self._loses_answers, self.lost_answers = False, self.lost_answers + 1
                     self._cut()
                     return
@@ -178,6 +178,11 @@ class Proxy:
     def _mend(self) -> None:
         self._bytes_left, self._loses_answers, self._refuses, self._stall_on = None, False, False, b""
         self._flowing.set()
+
+
+def _ends_in(seen: bytes, words: bytes, piece: bytes) -> bool:
+    """Whether the end of the words is in the piece that was `seen` last: earlier ones are past."""
+    return words in seen[-len(piece) - len(words) + 1 :]
 
 
 class _Wire:

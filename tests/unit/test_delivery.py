@@ -121,6 +121,20 @@ def test_the_first_sample_after_a_gap_is_marked(journal: Journal) -> None:
     assert again[0].quality is None
 
 
+def test_a_gap_is_forgotten_when_its_channels_had_time_to_come_back(journal: Journal) -> None:
+    """A channel that is first heard of more than a minute after the gap is not marked for it."""
+    journal.append_event(Event("a", "link_down", 5), CLOCK)
+    journal.append_frames(frames("a", 10, 10 + transactions.GAP_MEMORY_NS), CLOCK)
+    state = FeedState.load(prepared(journal, Echoes()).batch.decoder_state)
+    assert state.gaps["a"].since_ns == 10
+    later = frames("a", 11 + transactions.GAP_MEMORY_NS)
+    transactions._mark_after_gap(Echo("a").decode(later).batches, later, state)
+    assert not state.gaps
+    other = SignalBatch(SignalGroup.make("a", "Late", "", "test", (Channel("Late.x"),)), later.ts_ns, np.ones((1, 1)))
+    [unmarked] = transactions._mark_after_gap([other], later, state)
+    assert unmarked.quality is None
+
+
 def test_a_frame_that_a_decoder_cannot_bear_costs_only_its_own_signals(journal: Journal) -> None:
     """The others of its batch are decoded, its raw frame is stored, and it is counted as undecoded."""
     journal.append_frames(frames("a", *range(660, 670)), CLOCK)

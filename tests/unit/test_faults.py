@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncpg
 import pytest
+from sqlalchemy.exc import InvalidRequestError
 
 from ingestd.errors import StoreError, StoreRejected, StoreUnavailable
 from ingestd.store.faults import Cause, classify, place, translate
@@ -65,6 +66,40 @@ def test_errors_of_the_way_there(error: Exception, unavailable: bool, said: str)
     assert isinstance(translated, StoreError)
     assert isinstance(translated, StoreUnavailable) == unavailable
     assert said in str(translated)
+
+
+def test_what_nobody_knows_may_not_be_the_datas_fault() -> None:
+    """An error that is neither the server's nor the system's has no place in the table: it is kept, and said."""
+    error = InvalidRequestError("this session is closed")
+    assert classify(error).cause is Cause.UNKNOWN
+    translated = translate(error, DSN)
+    assert type(translated) is StoreError
+    assert "failed: this session is closed" in str(translated)
+
+
+def test_an_address_that_cannot_be_parsed_has_a_place() -> None:
+    """Not even its host can be told then, and nothing in it is taken for a password."""
+    broken = "postgresql://me:s3cret@[::1/telemetry"
+    assert place(broken) == "(a DSN that cannot be parsed)"
+    translated = translate(ValueError("invalid DSN"), broken)
+    assert "cannot be used: invalid DSN" in str(translated)
+    assert "s3cret" not in str(translated)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "said"),
+    [
+        ("postgresql://me@/telemetry?host=/run/postgresql", "telemetry in /run/postgresql"),
+        ("postgresql://me@/?host=/run/postgresql", "/run/postgresql"),
+        ("postgresql://me@db.garage", "db.garage:5432"),
+        ("postgresql://me@[::1]:6543/telemetry", "[::1]:6543/telemetry"),
+    ],
+)
+def test_the_place_of_a_database(monkeypatch: pytest.MonkeyPatch, dsn: str, said: str) -> None:
+    """Host and port, or the folder of a socket, and the database where one is named."""
+    for name in ("PGHOST", "PGPORT", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    assert place(dsn) == said
 
 
 def test_no_message_shows_a_password() -> None:

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from ingestd.journal import Journal, Kind, Record
+from ingestd.journal.room import STRETCHES_KEPT_MAX
 from ingestd.journal.segment import read_segment, segment_name
+from ingestd.journal.verification import verify
 from ingestd.model import Books, Event
+from tests.bad_blocks import BadBlocks
 from tests.journals import (
     CLOCK,
     SEGMENT_BYTES,
@@ -46,6 +49,15 @@ def append(journal: Journal, first: int, batches: int) -> int:
         journal.sync()
         first += 100
     return first
+
+
+def fail(error: int) -> Any:
+    """A call that fails."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return failing
 
 
 def test_a_budget_that_was_lowered(tmp_path: Path) -> None:
@@ -196,7 +208,8 @@ def test_a_reader_does_not_see_what_is_being_removed(tmp_path: Path, monkeypatch
     """From when a removal is written down its frames are dropped; they are not handed out as well."""
     journal = open_journal(tmp_path, segments_max=5)
     stretch_id = journal.stretches()[0].id
-    fdatasync, seen = os.fdatasync, []
+    fdatasync = os.fdatasync
+    seen: list[Any] = []
 
     def read_meanwhile(descriptor: int) -> None:
         if journal._log.ledger.removing and not seen:
@@ -263,3 +276,121 @@ def test_a_disk_at_fault_is_not_filled(tmp_path: Path, monkeypatch: pytest.Monke
     journal._log._retry_at = 0.0
     journal.append_frames(frames(count + 20, 1), CLOCK)
     assert journal.books()["can0"] == Books(count + 21, 0, count + 1, 0, {"journal": 20})
+
+
+@pytest.mark.parametrize("sent", [True, False], ids=["sent", "unsent"])
+@pytest.mark.parametrize("what", ["another segment", "a folder", "nothing", "a bad block"])
+def test_the_oldest_is_not_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, sent: bool) -> None:
+    """When it is to make room: what others have put there stays, what cannot be read goes, and recording goes on."""
+    journal = open_journal(tmp_path / "journal", segments_max=6)
+    oldest, count = tmp_path / "journal" / segment_name(1), 0
+    while journal.bytes_used < 4 * SEGMENT_BYTES:
+        count = append(journal, count, 1)
+    if sent:
+        send_all(journal)
+    there = sum(item.frames_count for item in read_segment(oldest) if isinstance(item, Record))
+    if what == "a bad block":
+        BadBlocks(monkeypatch, oldest, 0)
+    else:
+        oldest.unlink()
+    if what == "another segment":
+        other = open_journal(tmp_path / "other")
+        other.append_frames(frames(0, 10), CLOCK)
+        kill(other)
+        (tmp_path / "other" / segment_name(1)).rename(oldest)
+    elif what == "a folder":
+        oldest.mkdir()
+    for _ in range(40):
+        count = append(journal, count, 5)
+        if sent:
+            send_all(journal)
+    assert oldest.exists() == (what in {"another segment", "a folder"})
+    assert journal.writable
+    rest = numbers_of(send_all(journal))
+    assert rest == list(range(count - len(rest), count))
+    lost = {} if sent else {"budget": count - len(rest)}
+    assert journal.books()["can0"] == Books(count, count - sum(lost.values()), 0, 0, lost)
+    assert sent or lost["budget"] >= there
+
+
+def test_no_file_can_be_opened_when_room_is_to_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can see then whether the oldest is still ours: it stays, that is said, and the next sync tries again."""
+    journal = open_journal(tmp_path, segments_max=5)
+    count = 0
+    while journal.bytes_used < 4 * SEGMENT_BYTES:
+        journal.append_frames(frames(count, 100), CLOCK)
+        count += 100
+    send_all(journal)
+    oldest = tmp_path / segment_name(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail(errno.EMFILE))
+        journal.sync()
+        assert journal.trouble == "no new segment can be made: Too many open files"
+        assert oldest.exists()
+    journal.sync()
+    assert not oldest.exists()
+    assert within(journal, tmp_path, 5)
+
+
+def test_rejected_records_where_nothing_else_is(tmp_path: Path) -> None:
+    """What was sent gives way to them; what was not does not, and they are kept all the same."""
+    journal = open_journal(tmp_path, segments_max=5, when_full="drop-newest")
+    count = append(journal, 0, 120)
+    for number in range(400):  # The reserve fills, too.
+        journal.append_event(Event("can0", "note", number, "", {"text": "x" * 200}), CLOCK)
+    stretch = journal.stretches()[0]
+    before = sorted(tmp_path.glob("0*.journal"))
+    records = journal.reader(stretch.id, 0).read(SEGMENT_BYTES + 10_000).records
+    refused = [record for record in records if record.kind is Kind.FRAMES]
+    for record in refused[:4]:
+        journal.reject(record, "no")
+    assert journal.bytes_used > 5 * SEGMENT_BYTES
+    assert sorted(tmp_path.glob("0*.journal")) == before
+    held = numbers_of(records)
+    journal.acknowledge(stretch.id, records[-1].sequence, {"can0": len(held) - 500}, {"can0": 500})
+    journal.reject(refused[4], "no")
+    assert sorted(tmp_path.glob("0*.journal")) == before[1:]
+    assert within(journal, tmp_path, 5)
+    assert journal.books()["can0"].rejected == verify(tmp_path).rejected_frames["can0"] == 500
+    assert numbers_of(read_all(journal, stretch.id, records[-1].sequence)[0])[0] == len(held) < count
+
+
+def test_the_reserve_is_not_for_frames(tmp_path: Path) -> None:
+    """In a full journal that refuses frames events go on into the reserve, and frames beside them are refused still."""
+    journal = open_journal(tmp_path, segments_max=4, when_full="drop-newest")
+    count = append(journal, 0, 100)
+    kept = journal.books()["can0"].pending
+    noted = 0
+    while not (journal._log.segment and journal._log.segment.is_reserve):
+        journal.append_event(Event("can0", "note", noted, "", {"text": "x" * 200}), CLOCK)
+        noted += 1
+    journal.append_frames(frames(count, 10), CLOCK)
+    journal.append_event(Event("can0", "note", noted), CLOCK)
+    assert journal.books()["can0"] == Books(count + 10, 0, kept, 0, {"budget": count + 10 - kept})
+    records, _ = read_all(journal, journal.stretches()[0].id)
+    assert numbers_of(records) == list(range(kept))
+    notes = [
+        event.ts_ns for record in records if record.kind is Kind.EVENT and (event := record.event()).kind == "note"
+    ]
+    assert notes == list(range(noted + 1))
+
+
+def test_nothing_is_removed_before_it_is_known(tmp_path: Path) -> None:
+    """Stretches that are done with are many; as long as the books need what earlier runs left all of them stay."""
+    journal = open_journal(tmp_path, segments_max=100)
+    journal.append_frames(frames(0, 10), CLOCK)
+    kill(journal)
+    journal = open_unrecovered(tmp_path, segments_max=100)
+    for number in range(STRETCHES_KEPT_MAX + 5):
+        journal.append_frames(frames(10 + number, 1), CLOCK)
+        journal.begin_stretch()
+    send_all(journal)
+    there = set(tmp_path.glob("0*.journal"))
+    journal.sync()
+    assert set(tmp_path.glob("0*.journal")) >= there
+    journal.recover()
+    journal.begin_stretch()  # Its STATE stands for all before it.
+    journal.sync()
+    assert len(there - set(tmp_path.glob("0*.journal"))) >= 5
+    assert numbers_of(send_all(journal)) == list(range(10))
+    assert journal.books()["can0"] == Books(15 + STRETCHES_KEPT_MAX, 15 + STRETCHES_KEPT_MAX, 0, 0)

@@ -12,9 +12,18 @@ import struct
 from pathlib import Path
 from zlib import crc32
 
+import pytest
+
 from ingestd.journal import Kind, Record, merge
 from ingestd.journal.record import HEADER, Hole, Origin, pack, walk
-from ingestd.journal.segment import HEADER_BYTES, SegmentHeader, pack_ended
+from ingestd.journal.segment import (
+    ENDED_AT,
+    HEADER_BYTES,
+    MACHINE_BYTES_MAX,
+    DamagedHeader,
+    SegmentHeader,
+    pack_ended,
+)
 from ingestd.model import Books, Clock, ClockState
 from tests.journals import open_journal, send_all
 
@@ -111,3 +120,17 @@ def test_a_journal_of_version_1_is_read(tmp_path: Path) -> None:
         (Kind.FRAMES, "can1", 2), (Kind.FRAMES, "gps", 1), (Kind.EVENT, "gps", 0), (Kind.EVENT, "can0", 0),
         (Kind.SESSION, "", 0), (Kind.SESSION, "", 0), (Kind.FRAMES, "can0", 3),
     ]  # fmt: skip
+
+
+def test_what_no_journal_has_written_is_not_read() -> None:
+    """Whole by its checksum, a record of an unknown kind or clock state and a header beyond its limits are damage."""
+    for at, value in ((13, 99), (14, 99)):
+        strange = bytearray(RECORD)
+        strange[at] = value
+        strange[4:8] = crc32(strange[8:]).to_bytes(4, "little")
+        assert list(walk(bytes(strange) + RECORD)) == [Hole(0, len(RECORD)), *walk(RECORD)]
+    header = bytearray(HEAD.ljust(HEADER_BYTES, b"\0"))
+    header[14:16] = (MACHINE_BYTES_MAX + 1).to_bytes(2, "little")
+    header[8:12] = crc32(header[12:ENDED_AT]).to_bytes(4, "little")
+    with pytest.raises(DamagedHeader, match=r"the header of 00000007\.journal is damaged"):
+        SegmentHeader.unpack(bytes(header), "00000007.journal")

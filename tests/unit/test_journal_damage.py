@@ -18,22 +18,37 @@ import pytest
 from ingestd.journal import Journal, Kind
 from ingestd.journal.record import HEADER
 from ingestd.journal.recovery import take_stock
+from ingestd.journal.segment import VERSION
 from ingestd.journal.verification import verify
 from ingestd.model import Books, Event
 from tests.journal_damages import (
     DAMAGES,
+    FIRST,
     FOREIGN_SOURCE,
     MIDDLE,
+    PAGE,
     SEGMENTS,
     Outcome,
     change,
+    flipped_byte_in_every_state,
     flipped_byte_in_payload,
+    held,
     make,
     placed,
     write_version,
     zeroed_page,
 )
-from tests.journals import CLOCK, frames, kill, numbers_of, open_journal, open_unrecovered, read_all, send_all
+from tests.journals import (
+    CLOCK,
+    SEGMENT_BYTES,
+    frames,
+    kill,
+    numbers_of,
+    open_journal,
+    open_unrecovered,
+    read_all,
+    send_all,
+)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -273,6 +288,81 @@ def test_frames_that_only_their_settlement_tells_of(tmp_path: Path, synced_count
         assert numbers_of(send_all(journal)) == []
         assert journal.books() == books
         kill(journal)
+
+
+def test_the_beginning_of_a_stretch_and_every_book_of_it_is_gone(tmp_path: Path) -> None:
+    """What came before the first record that is left is nobody's to count: what is left is received, and sent, once."""
+    count = make(tmp_path)
+    gone = held(tmp_path / FIRST, tmp_path / MIDDLE)
+    flipped_byte_in_every_state(tmp_path)
+    for name in (FIRST, MIDDLE):
+        (tmp_path / name).unlink()
+    journal = open_journal(tmp_path)
+    for source in ("can0", "gps"):
+        there = [number for number in range(count) if number not in gone[source]]
+        assert journal.books()[source] == Books(len(there), 0, len(there), 0)
+    sent = send_all(journal)
+    for source in ("can0", "gps"):
+        there = [number for number in range(count) if number not in gone[source]]
+        assert numbers_of(sent, source) == there
+        assert journal.books()[source] == Books(len(there), len(there), 0, 0)
+
+
+def test_only_its_settlement_is_left_of_a_stretch(tmp_path: Path) -> None:
+    """Its segment is gone and so is every STATE: that its frames were received and sent stands in another stretch."""
+    journal = open_journal(tmp_path)
+    journal.append_frames(frames(0, 10), CLOCK)
+    journal.begin_stretch()
+    journal.append_frames(frames(10, 5), CLOCK)
+    first = journal.stretches()[0]
+    send_all(journal)
+    kill(journal)
+    (tmp_path / FIRST).unlink()
+    flipped_byte_in_every_state(tmp_path)
+    for _ in range(2):
+        journal = open_journal(tmp_path)
+        assert journal.books()["can0"] == Books(15, 15, 0, 0)
+        assert numbers_of(send_all(journal)) == []
+        assert first.id not in {stretch.id for stretch in journal.stretches() if stretch.bytes}
+        kill(journal)
+
+
+def test_an_old_page_in_the_newest_segment(tmp_path: Path) -> None:
+    """Records that stand there a second time are not counted a second time, nor are the losses that events count."""
+    journal = open_journal(tmp_path)
+    for number in range(0, 6000, 10):
+        journal.append_frames(frames(number, 10), CLOCK)
+        journal.append_event(Event("can0", "gap", number), CLOCK, lost={"overflow": 1})
+        if journal._shelf.number_last == 3 and journal._log.segment.end > SEGMENT_BYTES // 2:  # type: ignore[union-attr]
+            break
+    count = journal.books()["can0"].pending
+    kill(journal)
+    newest = tmp_path / "00000003.journal"
+    hit = [each.record for each in placed(newest) if each.offset < PAGE.stop and each.end > PAGE.start]
+    change(newest, PAGE.start, newest.read_bytes()[4096 : 2 * 4096])
+    events = sum(record.kind is Kind.EVENT for record in hit)
+    journal = open_journal(tmp_path)
+    assert 0 < events < count // 10
+    dropped = count // 10 - events
+    assert journal.books()["can0"] == Books(count + dropped, 0, count, 0, {"overflow": dropped})
+    sent = numbers_of(send_all(journal))
+    lost = count - len(sent)
+    assert sent == sorted(set(sent))
+    assert lost == sum(record.frames_count for record in hit)
+    assert journal.books()["can0"] == Books(count + dropped, len(sent), 0, 0, {"overflow": dropped, "damage": lost})
+
+
+def test_a_newer_version_is_put_in_the_place_of_a_segment(tmp_path: Path) -> None:
+    """While the journal runs: it is not taken for ours, is said and is left alone; what it replaced is lost."""
+    journal = open_journal(tmp_path)
+    for first in range(0, 5000, 100):
+        journal.append_frames(frames(first, 100), CLOCK)
+    gone = [number for each in placed(tmp_path / FIRST) for number in numbers_of([each.record])]
+    write_version(tmp_path / FIRST, VERSION + 1)
+    assert numbers_of(send_all(journal)) == list(range(len(gone), 5000))
+    assert "00000001.journal was replaced by another file" in "\n".join(journal.notices())
+    assert journal.books()["can0"] == Books(5000, 5000 - len(gone), 0, 0, {"damage": len(gone)})
+    assert (tmp_path / FIRST).exists()
 
 
 def test_every_damage_is_documented() -> None:

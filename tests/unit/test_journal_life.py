@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ingestd.errors import IngestdError
-from ingestd.journal import Journal, Kind, merge
+from ingestd.journal import Journal, Kind, Record, merge
 from ingestd.journal.holder import holder_of
 from ingestd.model import Books, Event, FrameBatch
 from tests.journals import (
@@ -242,10 +242,10 @@ def test_a_disk_that_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             journal.sync()
             assert not journal.writable
     assert "cannot be made durable" in journal.trouble
-    assert journal._shelf.number_last <= 4
+    assert journal._shelf.number_last < 25
     journal.sync()
     assert not journal.writable  # The segment had a fault: who knows what of it is there.
-    journal._log._left_at -= 10.0
+    journal._log._leave_at = 0.0
     journal.sync()
     assert journal.writable
     assert "durable again" in journal.notices()[-1]
@@ -276,7 +276,7 @@ def test_what_cannot_be_read_now_is_read_later(tmp_path: Path, monkeypatch: pyte
     journal = open_journal(tmp_path)
     for first in range(0, 12_000, 100):
         journal.append_frames(frames(first, 100), CLOCK)
-    reader, read = journal.reader(journal.stretches()[0].id, 0), []
+    reader, read = journal.reader(journal.stretches()[0].id, 0), list[Record]()
     refused = 0
     while len(numbers_of(read)) < 12_000:
         with monkeypatch.context() as patch:

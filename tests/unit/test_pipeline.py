@@ -5,13 +5,22 @@ The writer is a stand-in: a connection that breaks exactly between COMMIT and it
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from ingestd import pipeline
-from ingestd.errors import FeedError, StoreUnavailable
+from ingestd.chunks import Placement
+from ingestd.decode.can import Decoder
+from ingestd.decode.nmea import NmeaDecoder
+from ingestd.errors import CaptureError, FeedError, StoreUnavailable
+from ingestd.pipeline import Binding, Decoders, FeedItem
 from ingestd.store.writer import FeedBatch
+from tests import journals
+from tests.deliveries import count_database
 
 BATCH = FeedBatch(position_old=10, position_new=20, groups=(), copies=())
 
@@ -51,6 +60,47 @@ async def commit(writer: Any, patience_seconds: float = 5.0) -> list[StoreUnavai
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "RETRY_SECONDS_MIN", 0.001)
+
+
+def test_a_feed_of_several_batches() -> None:
+    """Each transaction begins where the one before it ended; the last one, and no other, completes the feed."""
+    items = [FeedItem([journals.frames(first, 10)], first + 10, dict) for first in (0, 10, 20)]
+    prepared = list(pipeline.prepare(iter(items), Decoders([]), PLACEMENT, position=100))
+    assert [(each.batch.position_old, each.batch.position_new) for each in prepared] == [
+        (100, 110), (110, 120), (120, 130)
+    ]  # fmt: skip
+    assert [each.batch.completed for each in prepared] == [False, False, True]
+    assert [(each.counts.frames, each.progress) for each in prepared] == [(10, 10), (20, 20), (30, 30)]
+
+
+PLACEMENT = Placement(UUID(int=1), journals.CLOCK.utc_offset_ns, journals.CLOCK.state)
+
+
+def test_a_feed_without_raw_frames_counts_them() -> None:
+    """Where signals alone are stored, position and counts are those of the frames, and no row of frames is sent."""
+    items = [FeedItem([journals.frames(0, 10)], 10, dict)]
+    [only] = pipeline.prepare(iter(items), Decoders([]), PLACEMENT, store_frames=False)
+    assert [copy.table for copy in only.batch.copies] == ["signal_chunks"]
+    assert (only.batch.position_new, only.counts.frames) == (10, 10)
+
+
+def test_a_stamp_that_no_time_can_have_is_refused() -> None:
+    """Nanoseconds of the years behind 2262 would come out as some other time: the source and its date are named."""
+    late = replace(PLACEMENT, utc_offset_ns=2**63 - 5)
+    with pytest.raises(CaptureError, match="a frame of can0 is stamped 9000 ns from a date") as caught:
+        list(pipeline.prepare(iter([FeedItem([journals.frames(0, 10)], 10, dict)]), Decoders([]), late))
+    assert "capture's header" in caught.value.hint
+
+
+def test_a_database_for_a_source_that_never_came_is_told(tmp_path: Path) -> None:
+    """Its name may be a slip; the sources that came are those that were asked for, of whatever protocol."""
+    decoders = Decoders(
+        [Binding("can7", count_database(tmp_path)), Binding(None, count_database(tmp_path))], protocols={"gps": "nmea"}
+    )
+    assert isinstance(decoders.of("gps"), NmeaDecoder)
+    assert isinstance(decoders.of("can0"), Decoder)
+    assert set(decoders.sources) == {"gps", "can0"}
+    assert decoders.warnings == ["count.dbc: no frame of source can7 in the capture"]
 
 
 async def test_a_commit_whose_answer_is_lost_is_not_repeated() -> None:

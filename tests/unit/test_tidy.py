@@ -10,6 +10,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,11 @@ STANDARD_NAMES: dict[str, str] = {
     "sources.serial": "pyserial's name, not the standard library's; listed because DESIGN.md names it",
 }
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|managers?|commons?)(_|$)")
+
+# What coverage measures, and the comments that take a line or a branch out of it: CODE  # pragma: no cover – REASON
+MEASURED = ("backoff", "delivery", "errors", "journal", "pipeline", "store")
+PRAGMA = re.compile(r"#\s*pragma\b.*", re.IGNORECASE)
+EXCLUSION = re.compile(r"# pragma: no (?:cover|branch) – (\S.*)")
 
 # Split so that this file does not name one itself.
 MACHINE_PATH = re.compile(r"(?<![\w.>$}])(/" + r"(?:home|Users|root|work)/\w[^\s\"'`)]*|[A-Z]:\\Users\\\w+)")
@@ -262,6 +268,25 @@ def test_exceptions_to_the_rules_are_still_needed() -> None:
     """A table of exceptions must not outlive them."""
     functions = {f"{module.name}:{node.name}" for module in MODULES for node in module.functions()}
     assert set(BROAD_EXCEPTS) <= functions
+
+
+def test_every_line_left_out_of_coverage_is_documented() -> None:
+    """docs/reliability.md has a row for each, in the order of the files and lines, and the reason that stands there."""
+    configured = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["coverage"]["run"]
+    assert configured["source_pkgs"] == [f"ingestd.{part}" for part in MEASURED]
+    rows = []
+    for module in MODULES:
+        for number, line in enumerate(module.path.read_text(encoding="utf-8").splitlines(), 1):
+            if not (found := PRAGMA.search(line)):
+                continue
+            assert module.part in MEASURED, f"{module.at(number)}: nobody measures this file"
+            reason = EXCLUSION.fullmatch(found[0])
+            assert reason, f"{module.at(number)}: say why: # pragma: no cover – REASON"
+            code = line[: found.start()].strip().replace("|", "\\|")
+            rows.append(f"| {module.path.relative_to(PACKAGE)} | `{code}` | {reason[1]} |")
+    _, _, section = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("\n## Coverage\n")
+    table = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert table == (["| file | what | reason |", "|---|---|---|", *rows] if rows else [])
 
 
 def test_no_file_names_a_developers_machine() -> None:
