@@ -30,7 +30,6 @@ from ingestd.demo.vehicle import drive
 from ingestd.journal import Journal, SessionInfo
 from ingestd.model import Clock, ClockState, FrameBatch, SerialFlag
 from ingestd.pipeline import Binding, Decoders
-from ingestd.protocols import Line
 from ingestd.store.sessions import machine_id, new_session_id
 
 BUSES = {"can0": "powertrain", "can1": "body"}  # the names of the buses here, and in the demo
@@ -68,7 +67,7 @@ class Cycle:
         """Signals that its frames give, text included."""
         databases = demo.databases()
         bindings = [Binding(name, load(databases[bus])) for name, bus in BUSES.items()]
-        decoders = Decoders(bindings, lines={GPS: Line("nmea", {})})
+        decoders = Decoders(bindings, protocols={GPS: "nmea"})
         return sum(decoders.of(name).decode(batch, {}).counts.signals for name, batch in self.sources.items())
 
     def digest(self, source: str, first: int, count: int) -> bytes:

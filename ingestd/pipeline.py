@@ -43,7 +43,7 @@ class Binding:
 class Decoders:
     """The decoder of each source, made when its first frame comes.
 
-    `lines` has the protocol of every serial source; all others are CAN buses.
+    `protocols` has the protocol of every serial source, with its options if it has any; all others are CAN buses.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class Decoders:
         bindings: Sequence[Binding],
         *,
         keep_not_available: bool = False,
-        lines: Mapping[str, Line] | None = None,
+        protocols: Mapping[str, Line | str] | None = None,
     ) -> None:
         self._bindings = bindings
         self._keep_not_available = keep_not_available
-        self._lines = lines or {}
+        given = protocols or {}
+        self._lines = {name: Line(each, {}) if isinstance(each, str) else each for name, each in given.items()}
         self._tables: dict[tuple[int, ...], MessageTable] = {}  # by the databases, which many sources share
         self._by_source: dict[str, FrameDecoder] = {}
 

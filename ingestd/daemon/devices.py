@@ -20,6 +20,11 @@ def open_sources(config: Config) -> list[Source]:
     return [*(_can(bus) for bus in config.can), *(_serial(line) for line in config.serial)]
 
 
+def buses_of(config: Config) -> tuple[Can | Serial, ...]:
+    """Everything that may give CAN frames, and so has signal databases: buses, and lines with a gateway."""
+    return (*config.can, *config.serial)
+
+
 def _can(bus: Can) -> Source:
     if bus.interface == "socketcan":
         from ingestd.sources.socketcan import SocketCan

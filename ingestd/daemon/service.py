@@ -24,8 +24,8 @@ from uuid import UUID
 from ingestd import __version__
 from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, boot_id
-from ingestd.config import Can, Config, DatabaseFile, Serial, describe
-from ingestd.daemon.devices import filter_by_databases, protocol_of
+from ingestd.config import Can, Config, DatabaseFile, describe
+from ingestd.daemon.devices import buses_of, filter_by_databases, protocol_of
 from ingestd.daemon.recording import Recording
 from ingestd.decode.can import DECODER_VERSION
 from ingestd.decode.databases import Match, SignalDatabase
@@ -229,7 +229,7 @@ class Daemon:
         One that cannot be parsed stops the sending and not the recording, and is tried again when it has changed.
         """
         bindings: list[Binding] = []
-        buses: tuple[Can | Serial, ...] = (*self.config.can, *self.config.serial)
+        buses = buses_of(self.config)
         files: set[tuple[Path, Match]] = {(file.file, _match(file)) for bus in buses for file in bus.dbc}
         loaded: dict[tuple[Path, Match], SignalDatabase] = {}
         for key in sorted(files):
@@ -241,7 +241,7 @@ class Daemon:
             bindings += [Binding(bus.name, database) for database in databases]
             if isinstance(bus, Can):
                 filter_by_databases(bus, self.sources, databases)
-        decoders = Decoders(bindings, lines={line.name: protocol_of(line) for line in self.config.serial})
+        decoders = Decoders(bindings, protocols={line.name: protocol_of(line) for line in self.config.serial})
         for bus in buses:
             decoders.of(bus.name)
         for warning in decoders.warnings:

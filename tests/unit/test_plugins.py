@@ -91,7 +91,7 @@ def test_the_example_in_pieces_with_garbage_between(shared_data: Path) -> None:
 def test_frames_of_a_gateway_are_decoded_as_of_a_bus(shared_data: Path) -> None:
     """With a signal database, by PGN: the heading is what stands in the message, whoever sent it."""
     database = load(shared_data / "dbc" / "canboat_nmea2000.dbc", "pgn")
-    decoders = Decoders([Binding("boat", database)], lines={"boat": Line("actisense", {})})
+    decoders = Decoders([Binding("boat", database)], protocols={"boat": "actisense"})
     frames = columns("boat", run(framer(), [(shared_data / LOG).read_bytes()[:40_000]]))
     frames.ts_ns[:] = range(len(frames))
     decoded = decoders.of("boat").decode(frames, {})
