@@ -67,7 +67,7 @@ def measure(capture: Path, sources: list[tuple[str | None, Path]]) -> None:
     parse, items = seconds(lambda: list(feed_items(open_capture(capture))))
     batches = [batch for item in items for batch in item.frames]
     decoders = Decoders(bindings)
-    decode, decoded = seconds(lambda: [decoders.of(batch.source).decode(batch) for batch in batches])
+    decode, decoded = seconds(lambda: [decoders.of(batch.source).decode(batch, {}) for batch in batches])
     encode, _ = seconds(lambda: [encode_signals(each.batches, placement) for each in decoded])
     raw, _ = seconds(lambda: [encode_frames([batch], placement) for batch in batches])
     frames = sum(map(len, batches))

@@ -68,7 +68,7 @@ class Cycle:
         databases = demo.databases()
         bindings = [Binding(name, load(databases[bus])) for name, bus in BUSES.items()]
         decoders = Decoders(bindings, protocols={GPS: "nmea"})
-        return sum(decoders.of(name).decode(batch).counts.signals for name, batch in self.sources.items())
+        return sum(decoders.of(name).decode(batch, {}).counts.signals for name, batch in self.sources.items())
 
     def digest(self, source: str, first: int, count: int) -> bytes:
         """SHA-256 of what a chunk of these frames has to hold, by their ordinals, as `DIGEST` computes it in SQL."""

@@ -29,6 +29,9 @@ UInt8s = NDArray[np.uint8]
 Float64s = NDArray[np.float64]
 Int16s = NDArray[np.int16]
 
+# What the decoder of one source has to know of the frames before: JSON, committed with the feed's position.
+Memory = dict[str, Any]
+
 
 class Flag(IntFlag):
     """What kind of frame it was on the wire; one byte a frame."""

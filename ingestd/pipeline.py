@@ -15,15 +15,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ingestd.backoff import Backoff
 from ingestd.chunks import Placement, encode_frames, encode_signals
-from ingestd.decode.can import Counts, Decoded, Decoder, MessageTable
+from ingestd.decode.can import Counts, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
-from ingestd.decode.nmea import NmeaDecoder, RawDecoder
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
-from ingestd.model import ClockState, FrameBatch, SignalBatch
+from ingestd.model import ClockState, FrameBatch, Memory, SignalBatch
+from ingestd.protocols import FrameDecoder, Line, RememberingDecoder, new_decoder
 from ingestd.store.writer import FeedBatch, Writer, utc
 
 RETRY_SECONDS_MIN = 0.1
@@ -40,20 +40,10 @@ class Binding:
     database: SignalDatabase
 
 
-class FrameDecoder(Protocol):
-    """What makes signals of one source's frames."""
-
-    def decode(self, frames: FrameBatch) -> Decoded:
-        """Decode a batch; every frame is counted once."""
-
-
-SERIAL_DECODERS: Mapping[str, Callable[[str], FrameDecoder]] = {"nmea": NmeaDecoder, "lines": RawDecoder}
-
-
 class Decoders:
     """The decoder of each source, made when its first frame comes.
 
-    `protocols` names the protocol of every serial source; all others are CAN buses.
+    `protocols` has the protocol of every serial source, with its options if it has any; all others are CAN buses.
     """
 
     def __init__(
@@ -61,18 +51,21 @@ class Decoders:
         bindings: Sequence[Binding],
         *,
         keep_not_available: bool = False,
-        protocols: Mapping[str, str] | None = None,
+        protocols: Mapping[str, Line | str] | None = None,
     ) -> None:
         self._bindings = bindings
         self._keep_not_available = keep_not_available
-        self._protocols = protocols or {}
+        given = protocols or {}
+        self._lines = {name: Line(each, {}) if isinstance(each, str) else each for name, each in given.items()}
         self._tables: dict[tuple[int, ...], MessageTable] = {}  # by the databases, which many sources share
         self._by_source: dict[str, FrameDecoder] = {}
 
     def of(self, source: str) -> FrameDecoder:
         """The decoder of `source`: of its protocol, or with the databases bound to it and those bound to all."""
-        if source in self._protocols and source not in self._by_source:
-            self._by_source[source] = SERIAL_DECODERS[self._protocols[source]](source)
+        if source in self._lines and source not in self._by_source:
+            decoder = new_decoder(source, self._lines[source])
+            if decoder is not None:
+                self._by_source[source] = decoder
         if source not in self._by_source:
             databases = [b.database for b in self._bindings if b.source in (None, source)]
             key = tuple(map(id, databases))
@@ -83,13 +76,24 @@ class Decoders:
 
     def anew(self) -> Decoders:
         """The same for another thread: decoders remember layouts, and each is for one thread at a time."""
-        other = Decoders(self._bindings, keep_not_available=self._keep_not_available, protocols=self._protocols)
+        other = Decoders(self._bindings, keep_not_available=self._keep_not_available, protocols=self._lines)
         other._tables = dict(self._tables)
         return other
 
     def keep(self, source: str, decoder: FrameDecoder) -> None:
         """Decode `source` with a decoder that has decoded it before."""
         self._by_source[source] = decoder
+
+    @property
+    def remembering(self) -> frozenset[str]:
+        """The sources whose decoder has a memory that outlives a stretch of the journal."""
+        return frozenset(each for each in self._lines if isinstance(self.of(each), RememberingDecoder))
+
+    def remember(self, frames: FrameBatch, memory: Memory) -> None:
+        """Bring the memory of a source up to date by frames that are decoded elsewhere."""
+        decoder = self.of(frames.source)
+        if isinstance(decoder, RememberingDecoder):
+            decoder.remember(frames, memory)
 
     @property
     def sources(self) -> Collection[str]:
@@ -142,13 +146,14 @@ def prepare(
     transaction completes the feed; a feed without frames gives one empty transaction.
     """
     counts, chunks = Counts(**(state or {}).get("counts", {})), int((state or {}).get("chunks", 0))
+    memory: dict[str, Memory] = {}  # Captures are of CAN buses, whose decoders remember nothing.
     clock_set = placement.clock_state is ClockState.SET
     last_ns = int((state or {}).get("last_ns", -(2**63)))
     upcoming = next(feed, None)
     while True:
         item = upcoming if upcoming is not None else FeedItem([], 0, dict)
         frames = item.frames
-        decoded = [decoders.of(batch.source).decode(batch) for batch in frames]
+        decoded = [decoders.of(batch.source).decode(batch, memory.setdefault(batch.source, {})) for batch in frames]
         signals: list[SignalBatch] = [batch for each in decoded for batch in each.batches]
         for each in decoded:
             counts.add(each.counts)

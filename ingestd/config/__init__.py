@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
@@ -28,13 +28,12 @@ from ingestd.config.readers import (
     Address,
     Filter,
     Place,
-    Reader,
     address,
     choice,
+    device,
     duration,
     filters,
     flag,
-    kind_of,
     listing,
     path_in_folder,
     postgres_dsn,
@@ -45,12 +44,14 @@ from ingestd.config.readers import (
     text,
     whole,
 )
+from ingestd.config.serial_lines import Serial, check_serial, protocol_options
+from ingestd.config.tables import DatabaseFile, database_file, table, tables
 from ingestd.errors import ConfigError
 
 __all__ = ["Address", "Batch", "Can", "Config", "Control", "Database", "DatabaseFile", "Filter", "Http", "Journal",
-           "Serial", "Session", "control_socket", "describe", "find_control_socket", "load_config"]  # fmt: skip
+           "Serial", "Session", "control_socket", "describe", "find_control_socket", "load_config",
+           "protocol_options"]  # fmt: skip
 
-PROTOCOLS = ("nmea", "lines")
 # What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself
 # would import it, which takes longer than all the rest of the start.
 INTERFACES = frozenset(
@@ -60,7 +61,6 @@ INTERFACES = frozenset(
         "usb2can", "vector", "virtual",
     }
 )  # fmt: skip
-DATABASE_SUFFIXES = (".dbc", ".kcd", ".sym", ".arxml")
 INTERFACE_NAME_BYTES_MAX = 15  # IFNAMSIZ of the kernel, without its NUL
 
 
@@ -86,88 +86,9 @@ def can_interface(value: Any, at: Place) -> Any:
     )
 
 
-def device(value: Any, at: Place) -> Any:
-    """What a driver calls a device: a text that is not empty."""
-    return at.wrong("is empty", "name the device") if value == "" else text(value, at)
-
-
 def can_channel(value: Any, at: Place) -> Any:
     """The same, or a number as some drivers want it."""
     return value if type(value) is int else device(value, at)
-
-
-def database_file(value: Any, at: Place) -> Any:
-    """A signal database: its path, or a table of `file` and `match`."""
-    if isinstance(value, str):
-        value, at_file = {"file": value}, at
-    elif isinstance(value, dict):
-        at_file = at / "file"
-    else:
-        return at.wrong(
-            f"must be a path or a table, not {kind_of(value)}", 'write "car.dbc" or { file = "…", match = "…" }'
-        )
-    found = table(DatabaseFile)(value, at)
-    if found is BAD:
-        return BAD
-    if found.file.suffix.lower() not in DATABASE_SUFFIXES:
-        return at_file.wrong(f"{found.file}: unknown kind of file", "supported are " + ", ".join(DATABASE_SUFFIXES))
-    try:
-        if stat.S_ISREG(found.file.stat().st_mode):
-            return found
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        return at_file.wrong(f"{found.file}: {error.strerror}", "it must be a file that ingestd may read")
-    return at_file.wrong(f"{found.file}: there is no such file", "relative paths start at the configuration's folder")
-
-
-Check = Callable[[dict[str, Any], Mapping[str, Any], Place], None]
-
-
-def table(struct: type[msgspec.Struct], check: Check | None = None) -> Reader:
-    """A reader of tables that become a struct.
-
-    `check` is given the values by field name, those that are wrong left out, the table as it was, and the place; it
-    reports what does not go together and may fill in defaults that depend on other keys.
-    """
-
-    def read(value: Any, at: Place) -> Any:
-        if not isinstance(value, dict):
-            hint = f"write [{at.key}] once" if isinstance(value, list) else f"write [{at.key}]"
-            return at.wrong(f"must be a table, not {kind_of(value)}", hint)
-        mistakes_before = len(at.mistakes)
-        values: dict[str, Any] = {}
-        hints = get_type_hints(struct, include_extras=True)
-        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
-        for key in sorted(value.keys() - fields.keys()):
-            (at / key).wrong("there is no such key", suggestion(key, fields))
-        for key, field in fields.items():
-            if key in value:
-                values[field.name] = hints[field.name].__metadata__[0](value[key], at / key)
-            elif field.default is not msgspec.NODEFAULT:
-                values[field.name] = field.default
-            elif field.default_factory is not msgspec.NODEFAULT:
-                values[field.name] = field.default_factory()
-            else:
-                (at / key).wrong("is missing")
-        if check is not None:
-            values = {name: one for name, one in values.items() if one is not BAD}
-            check(values, value, at)
-        return BAD if len(at.mistakes) > mistakes_before else struct(**values)
-
-    return read
-
-
-def tables(struct: type[msgspec.Struct], check: Check | None = None) -> Reader:
-    """A reader of [[tables]]."""
-    read_all = listing(table(struct, check))
-
-    def read(value: Any, at: Place) -> Any:
-        if isinstance(value, dict):
-            return at.wrong("is one table, and there may be several", f"write [[{at.key}]]")
-        return read_all(value, at)
-
-    return read
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,13 +140,6 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     socket: Annotated[Path | None, path_in_folder] = None
 
 
-class DatabaseFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of message definitions, and how frames find theirs."""
-
-    file: Annotated[Path, path_in_folder]
-    match: Annotated[str, choice(("auto", "id", "pgn"), "a way to match")] = "auto"
-
-
 class Can(msgspec.Struct, frozen=True, kw_only=True):
     """One CAN bus."""
 
@@ -238,18 +152,6 @@ class Can(msgspec.Struct, frozen=True, kw_only=True):
     receive_buffer_bytes: Annotated[int, size("64KiB", "1GiB")] = msgspec.field(default=16 << 20, name="receive_buffer")
     bitrate: Annotated[int | None, whole(1_000, 20_000_000)] = None
     options: Annotated[dict[str, Any], scalars] = msgspec.field(default_factory=dict)
-
-
-class Serial(msgspec.Struct, frozen=True, kw_only=True):
-    """One serial line."""
-
-    name: Annotated[str, source_name]
-    port: Annotated[str, device]
-    protocol: Annotated[str, choice(PROTOCOLS, "a protocol")]
-    baudrate: Annotated[int, whole(50, 20_000_000)] = 9600
-    bytesize: Annotated[int, choice((5, 6, 7, 8), "a number of data bits")] = 8
-    parity: Annotated[str, choice(("none", "even", "odd", "mark", "space"), "a parity")] = "none"
-    stopbits: Annotated[float, choice((1, 1.5, 2), "a number of stop bits")] = 1
 
 
 def _check_can(values: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
@@ -330,7 +232,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     http: Annotated[Http, table(Http)] = Http()
     control: Annotated[Control, table(Control)] = Control()
     can: Annotated[tuple[Can, ...], tables(Can, _check_can)] = ()
-    serial: Annotated[tuple[Serial, ...], tables(Serial)] = ()
+    serial: Annotated[tuple[Serial, ...], tables(Serial, check_serial)] = ()
 
 
 def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str, str] = os.environ) -> Config:

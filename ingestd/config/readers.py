@@ -122,6 +122,11 @@ def text(value: Any, at: Place) -> Any:
     return value
 
 
+def device(value: Any, at: Place) -> Any:
+    """What a driver calls a device: a text that is not empty."""
+    return at.wrong("is empty", "name the device") if value == "" else text(value, at)
+
+
 def source_name(value: Any, at: Place) -> Any:
     """The name of a source: short, printable, without "/", which comes before a sender (`can0/0x21`)."""
     if text(value, at) is BAD:

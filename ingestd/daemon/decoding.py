@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import cast
 
 from ingestd.backoff import Backoff
-from ingestd.config import Can, Config, DatabaseFile
-from ingestd.daemon.devices import tables_of
+from ingestd.config import Can, Config, DatabaseFile, Serial
+from ingestd.daemon.devices import protocol_of, tables_of
 from ingestd.decode.databases import Match, SignalDatabase
 from ingestd.decode.parsing import parse
 from ingestd.errors import ConfigError, IngestdError
@@ -40,7 +40,7 @@ class Loaded:
     decoders: Decoders
     fingerprints: Mapping[Key, Fingerprint] = field(default_factory=dict)
 
-    def of(self, bus: Can) -> list[SignalDatabase]:
+    def of(self, bus: Can | Serial) -> list[SignalDatabase]:
         """The databases of a bus, in their order."""
         return [self.databases[_key(file)] for file in bus.dbc]
 
@@ -103,12 +103,12 @@ def _loaded(
     for database in databases.values():
         for warning in database.warnings:
             log.warning("%s", warning)
-    bindings = [Binding(bus.name, databases[_key(file)]) for bus in config.can for file in bus.dbc]
-    decoders = Decoders(bindings, protocols={line.name: line.protocol for line in config.serial})
+    bindings = [Binding(bus.name, databases[_key(file)]) for bus in tables_of(config) for file in bus.dbc]
+    decoders = Decoders(bindings, protocols={line.name: protocol_of(line) for line in config.serial})
     loaded = Loaded(config, databases, decoders, fingerprints)
     if before is not None:
         _keep_decoders(loaded, before)
-    for bus in config.can:
+    for bus in tables_of(config):
         decoders.of(bus.name)
     for warning in decoders.warnings:
         log.warning("%s", warning)
@@ -122,11 +122,8 @@ def _keep_decoders(loaded: Loaded, before: Loaded) -> None:
         loaded.decoders.keep(name, before.decoders.of(name))
     for name in now.keys() & then.keys():
         was, is_now = then[name], now[name]
-        if isinstance(was, Can) and isinstance(is_now, Can):
-            is_kept = list(map(_identity, before.of(was))) == list(map(_identity, loaded.of(is_now)))
-        else:
-            is_kept = was == is_now
-        if is_kept:
+        is_same = (isinstance(was, Can) and isinstance(is_now, Can)) or was == is_now
+        if is_same and list(map(_identity, before.of(was))) == list(map(_identity, loaded.of(is_now))):
             loaded.decoders.keep(name, before.decoders.of(name))
 
 
@@ -135,7 +132,7 @@ def _identity(database: SignalDatabase) -> tuple[str, str]:
 
 
 def _keys(config: Config) -> list[Key]:
-    return sorted({_key(file) for bus in config.can for file in bus.dbc})
+    return sorted({_key(file) for bus in tables_of(config) for file in bus.dbc})
 
 
 def _key(file: DatabaseFile) -> Key:

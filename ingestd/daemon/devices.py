@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ingestd.config import Can, Config, Filter, Serial
+from ingestd.config import Can, Config, Filter, Serial, protocol_options
 from ingestd.decode.databases import MessageDefinition, SignalDatabase
 from ingestd.model import Source
+from ingestd.protocols import Line
 
 EXTENDED_FLAG = 0x8000_0000  # CAN_EFF_FLAG of linux/can.h, in an id and in a mask.
 EXTENDED_MASK = 0x1FFF_FFFF
@@ -51,13 +52,18 @@ def _can(bus: Can) -> Source:
 
 
 def _serial(line: Serial) -> Source:
-    from ingestd.framing import FRAMERS
+    from ingestd.protocols import new_framer
     from ingestd.sources.serial import SerialPort
 
     return SerialPort(
-        line.name, line.port, line.baudrate, FRAMERS[line.protocol](),
+        line.name, line.port, line.baudrate, new_framer(protocol_of(line)),
         bytesize=line.bytesize, parity=line.parity, stopbits=line.stopbits,
     )  # fmt: skip
+
+
+def protocol_of(line: Serial) -> Line:
+    """The protocol of a serial line with those of its keys that belong to it."""
+    return Line(line.protocol, protocol_options(line))
 
 
 def kernel_filters(filters: Sequence[Filter]) -> list[tuple[int, int]]:

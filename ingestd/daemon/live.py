@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ingestd.model import Channel, Clock, FrameBatch, SignalBatch
+from ingestd.model import Channel, Clock, FrameBatch, Memory, SignalBatch
 from ingestd.pipeline import Decoders
 
 DECODE_SECONDS: Final = 0.1  # how often what has come is decoded
@@ -57,6 +57,7 @@ class Live:
     def __init__(self, decoders: Callable[[], Decoders | None]) -> None:
         self.frames_left_out = 0
         self._decoders_in_force = decoders
+        self._memory: dict[str, Memory] = {}  # what decoders remember, of a CSV log its header
         self._decoders: tuple[Decoders, Decoders] | None = None  # those in force, and ours that decode the same
         self._waiting: deque[tuple[FrameBatch, Clock]] = deque()
         self._waiting_count = 0
@@ -148,7 +149,8 @@ class Live:
             self._decoders = in_force, in_force.anew()
         for batch, clock in waiting:
             with contextlib.suppress(Exception):  # Delivery meets the same frames, and says what is wrong with them.
-                for signals in self._decoders[1].of(batch.source).decode(batch).batches:
+                decoder = self._decoders[1].of(batch.source)
+                for signals in decoder.decode(batch, self._memory.setdefault(batch.source, {})).batches:
                     _take(signals, clock, newest)
         return newest
 

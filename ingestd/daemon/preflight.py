@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from ingestd.clock import WallClock
-from ingestd.config import Address, Config, Database
-from ingestd.daemon.devices import filter_by_databases, open_sources
+from ingestd.config import Address, Can, Config, Database
+from ingestd.daemon.devices import filter_by_databases, open_sources, protocol_of, tables_of
 from ingestd.decode.databases import Match, SignalDatabase
 from ingestd.decode.parsing import parse
 from ingestd.errors import IngestdError, StoreError
 from ingestd.journal import Journal
 from ingestd.journal.holder import holder_of
-from ingestd.model import Clock, ClockState, Event, FrameBatch, Link, Source
+from ingestd.model import Clock, ClockState, Event, FrameBatch, Link, Memory, Source
 from ingestd.pipeline import Binding, Decoders
 from ingestd.store import embedded
 from ingestd.store.privileges import missing_privileges
@@ -82,7 +82,7 @@ async def examine(config: Config, seconds: float) -> AsyncIterator[Finding]:
     if config.http.listen is not None:
         yield _http(config.http.listen, holder)
     databases: dict[tuple[Path, Match], SignalDatabase] = {}
-    for key in sorted({(each.file, cast(Match, each.match)) for bus in config.can for each in bus.dbc}):
+    for key in sorted({(each.file, cast(Match, each.match)) for bus in tables_of(config) for each in bus.dbc}):
         try:
             databases[key] = await parse(*key)
         except IngestdError as error:
@@ -181,10 +181,11 @@ async def _devices(
     except IngestdError as error:
         return [Finding("problem", "devices", str(error))]
     bindings: list[Binding] = []
-    for bus in config.can:
+    for bus in tables_of(config):
         of_bus = [databases[key] for each in bus.dbc if (key := (each.file, cast(Match, each.match))) in databases]
         bindings += [Binding(bus.name, database) for database in of_bus]
-        filter_by_databases(bus, sources, of_bus)
+        if isinstance(bus, Can):
+            filter_by_databases(bus, sources, of_bus)
     listener = Listener()
     tasks = [asyncio.create_task(source.run(listener), name=source.name) for source in sources]
     await asyncio.sleep(seconds)
@@ -193,7 +194,7 @@ async def _devices(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    decoders = Decoders(bindings, protocols={line.name: line.protocol for line in config.serial})
+    decoders = Decoders(bindings, protocols={line.name: protocol_of(line) for line in config.serial})
     return [_device(source, *states[source.name], listener, decoders, seconds) for source in sources]
 
 
@@ -207,7 +208,8 @@ def _device(source: Source, link: Link, reason: str, listener: Listener, decoder
     if lost := listener.overflowed[source.name]:
         return Finding("problem", source.name, f"{text}, and {lost:,} lost in the kernel: a larger receive_buffer")
     decoder = decoders.of(source.name)
-    counts = [decoder.decode(batch).counts for batch in listener.batches[source.name]]
+    memory: Memory = {}
+    counts = [decoder.decode(batch, memory).counts for batch in listener.batches[source.name]]
     frames, decoded = sum(each.frames for each in counts), sum(each.decoded for each in counts)
     text += f", {decoded / frames:.0%} of them become signals"
     return Finding("problem" if reason else "ok", source.name, f"{text}; {reason}" if reason else text)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ingestd.decode.databases import MessageDefinition, SignalDatabase, SignalDefinition, pgn_of
 from ingestd.decode.layout import Layout, Words, channel_of, raw_integers
-from ingestd.model import GROUP_CHANNELS_MAX, Flag, FrameBatch, Int64s, SerialFlag, SignalBatch, SignalGroup
+from ingestd.model import GROUP_CHANNELS_MAX, Flag, FrameBatch, Int64s, Memory, SerialFlag, SignalBatch, SignalGroup
 
 # Raised when the same frame and database decode otherwise than before: an import begun with another one is not resumed.
 DECODER_VERSION = 1
@@ -262,7 +262,7 @@ class Decoder:
     def __repr__(self) -> str:
         return f"<Decoder {self.source}: {len(self._table.messages)} messages, {len(self._layouts)} layouts>"
 
-    def decode(self, frames: FrameBatch) -> Decoded:
+    def decode(self, frames: FrameBatch, _: Memory | None = None) -> Decoded:
         """Decode a batch. Signal batches come in no particular order of groups; inside a batch wire order is kept."""
         layout, counts = self._assign(frames)
         words: Words = frames.data.view("<u8")

@@ -33,7 +33,7 @@ import numpy as np
 import pynmeagps
 
 from ingestd.decode.can import Counts, Decoded
-from ingestd.model import GROUP_CHANNELS_MAX, Channel, FrameBatch, Quality, SerialFlag, SignalBatch, SignalGroup
+from ingestd.model import GROUP_CHANNELS_MAX, Channel, FrameBatch, Memory, Quality, SerialFlag, SignalBatch, SignalGroup
 
 ORIGIN: Final = "NMEA 0183"
 
@@ -178,7 +178,7 @@ class NmeaDecoder:
     def __repr__(self) -> str:
         return f"<NmeaDecoder {self.source}: {len(self._layouts)} layouts>"
 
-    def decode(self, frames: FrameBatch) -> Decoded:
+    def decode(self, frames: FrameBatch, _: Memory | None = None) -> Decoded:
         """Decode a batch. A group's sentences are together, in wire order."""
         counts = Counts(frames=len(frames))
         gathered: dict[int, tuple[_Layout, list[int], list[list[float | str | None]]]] = {}
@@ -197,7 +197,7 @@ class NmeaDecoder:
                 counts.unknown += 1
                 continue
             layout = self._layout(sentence)
-            _, stamps, rows = gathered.setdefault(id(layout), (layout, [], []))
+            stamps, rows = gathered.setdefault(id(layout), (layout, [], []))[1:]
             stamps.append(ts_ns)
             rows.append(row)
             counts.decoded += 1
@@ -228,17 +228,6 @@ class NmeaDecoder:
             for at in range(0, len(channels), GROUP_CHANNELS_MAX)
         )
         return _Layout(groups, tuple(is_text))
-
-
-class RawDecoder:
-    """Decodes nothing: for protocols whose frames are recorded as they are."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def decode(self, frames: FrameBatch) -> Decoded:
-        """No signals; all frames count as undecoded."""
-        return Decoded([], Counts(frames=len(frames), undecoded=len(frames)))
 
 
 def _parse(payload: bytes) -> _Sentence | None:

@@ -22,7 +22,7 @@ from uuid import UUID
 
 from ingestd.backoff import Backoff
 from ingestd.delivery.transactions import FeedState, Prepared
-from ingestd.journal import Stretch, StretchReader
+from ingestd.journal import ReadResult, Stretch, StretchReader
 from ingestd.pipeline import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN
 from ingestd.store.writer import SessionEdit, Standing
 
@@ -110,3 +110,17 @@ def new_feed_id(stretch_id: str) -> str:
 def placeholder(session_id: UUID, boot_id: str) -> SessionEdit:
     """A session of which no more is known yet: any edit is later than this one."""
     return SessionEdit(session_id, boot_id, created_utc=datetime.now(UTC), updated_utc=datetime.fromtimestamp(0, UTC))
+
+
+def read_batch(reader: StretchReader, bytes_max: int, records_max: int | None) -> ReadResult:
+    """The next records. What is told to be lost was lost before or among these, and not behind them."""
+    if records_max is None:
+        return reader.read(bytes_max)
+    result = ReadResult()
+    while len(result.records) < records_max and (more := reader.read(1)).records:
+        result.records += more.records
+        for source, reasons in more.lost.items():
+            of_source = result.lost.setdefault(source, {})
+            for reason, count in reasons.items():
+                of_source[reason] = of_source.get(reason, 0) + count
+    return result

@@ -25,11 +25,21 @@ from collections.abc import Callable, Sequence
 
 from ingestd.backoff import Backoff
 from ingestd.clock import mono_ns
-from ingestd.delivery.feeds import BATCH_BYTES_MIN, Cursor, Finding, is_known, judge, new_feed_id, placeholder
+from ingestd.delivery.feeds import (
+    BATCH_BYTES_MIN,
+    Cursor,
+    Finding,
+    is_known,
+    judge,
+    new_feed_id,
+    placeholder,
+    read_batch,
+)
+from ingestd.delivery.memory import recall
 from ingestd.delivery.status import DeliveryStatus
 from ingestd.delivery.transactions import FeedState, Lost, Prepared, prepare, prepare_end, prepare_rejected
 from ingestd.errors import FeedError, IngestdError, StoreError, StoreRejected, StoreUnavailable
-from ingestd.journal import Journal, ReadResult, Record, Stretch, StretchReader
+from ingestd.journal import Journal, ReadResult, Record, Stretch
 from ingestd.model import Clock, Event
 from ingestd.pipeline import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, Decoders
 from ingestd.store.faults import Cause, classify, sqlstate
@@ -40,9 +50,7 @@ BATCH_SIGNALS = 1_000_000  # Some 20 MB in columns and as much again as rows.
 OUTAGE_SECONDS = 60.0  # After this long without a database a new stretch begins, so that live data need not wait.
 FAILURES_MAX = 3  # server errors of one batch, while other writes are taken, before it is halved
 POLL_SECONDS = 0.05  # how soon a record is seen that comes after an idle time
-IDLE_SECONDS_MAX = (
-    0.25  # how soon an older stretch is seen to need something, or a stop, while the newest waits its turn
-)
+IDLE_SECONDS_MAX = 0.25  # how soon an older stretch is seen to need something, or a stop, while the newest waits
 REPORT_SECONDS = 60.0  # how often a fault that lasts is said again
 
 QUERY_CANCELED = "57014"
@@ -308,9 +316,13 @@ class Delivery:
         reader, decoders, began = cursor.reader, self.decoders, time.monotonic()
         assert reader is not None
         assert decoders is not None
+        if cursor.state.memory is None:
+            cursor.state.memory = await recall(
+                self._journal, self._writer, stretch, cursor.position, decoders, self._machine_id
+            )
         result = ReadResult()
         try:
-            result = await asyncio.to_thread(_read, reader, cursor.bytes_max, cursor.records_max)
+            result = await asyncio.to_thread(read_batch, reader, cursor.bytes_max, cursor.records_max)
             records = result.records
             if not records:
                 self._prepare_end(cursor, stretch, result.lost)
@@ -481,17 +493,3 @@ class Delivery:
         until = "the database takes it" if is_database else "that passes"
         log.log(level, "kept in the journal until %s: %s", until, error)
         return True
-
-
-def _read(reader: StretchReader, bytes_max: int, records_max: int | None) -> ReadResult:
-    """The next records. What is told to be lost was lost before or among these, and not behind them."""
-    if records_max is None:
-        return reader.read(bytes_max)
-    result = ReadResult()
-    while len(result.records) < records_max and (more := reader.read(1)).records:
-        result.records += more.records
-        for source, reasons in more.lost.items():
-            of_source = result.lost.setdefault(source, {})
-            for reason, count in reasons.items():
-                of_source[reason] = of_source.get(reason, 0) + count
-    return result

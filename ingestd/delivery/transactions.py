@@ -14,6 +14,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +24,17 @@ import numpy as np
 from ingestd.chunks import Placement, encode_frames, encode_signals
 from ingestd.decode.can import Counts, Decoded
 from ingestd.journal import Kind, Record, Stretch, Tally, merge
-from ingestd.model import BATCH_FRAMES_MAX, Clock, CopyData, Event, FrameBatch, Quality, SignalBatch, SignalGroup
+from ingestd.model import (
+    BATCH_FRAMES_MAX,
+    Clock,
+    CopyData,
+    Event,
+    FrameBatch,
+    Memory,
+    Quality,
+    SignalBatch,
+    SignalGroup,
+)
 from ingestd.pipeline import Decoders
 from ingestd.store.writer import FeedBatch, SessionEdit, StampedEvent
 
@@ -53,6 +64,8 @@ class FeedState:
     `through` and `last` are what the journal's records up to the position say of each source: how many frames there
     were, and of the last one its stamp and what makes it UTC. So the next record tells what is missing before it,
     whatever became of it. None: not known.
+
+    `memory` is what the decoder of each source remembers; None: to be inherited from the stretch before.
     """
 
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -60,6 +73,7 @@ class FeedState:
     gaps: dict[str, Gap] = field(default_factory=dict)
     through: dict[str, int] | None = None
     last: dict[str, tuple[int, int]] = field(default_factory=dict)
+    memory: dict[str, Memory] | None = None
 
     @staticmethod
     def load(state: Mapping[str, Any]) -> FeedState:
@@ -70,6 +84,7 @@ class FeedState:
             {source: Gap(since_ns, set(seen)) for source, (since_ns, seen) in state.get("gaps", {}).items()},
             dict(state["through"]) if state.get("through") is not None else None,
             {source: (ts_ns, utc_offset_ns) for source, (ts_ns, utc_offset_ns) in state.get("last", {}).items()},
+            deepcopy(state.get("memory")),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -80,6 +95,7 @@ class FeedState:
             "gaps": {source: [gap.since_ns, sorted(gap.seen)] for source, gap in self.gaps.items()},
             "through": self.through,
             "last": self.last,
+            "memory": self.memory,
         }
 
     def known_through(self, source: str) -> int:
@@ -160,6 +176,7 @@ def prepare(
     for as long as decoding takes: call it in a thread.
     """
     state = FeedState.load(state.as_json())
+    state.memory = {} if state.memory is None else state.memory
     runs, events, sessions = _sort(records, _gaps(records, lost, state, acknowledged or {}))
     copies: list[CopyData] = []
     groups: dict[int, SignalGroup] = {}
@@ -170,7 +187,7 @@ def prepare(
         signals: list[SignalBatch] = []
         for batch in _batches(run, state):  # One by one: it opens the gaps that decoding closes.
             frames.append(batch)
-            decoded = _decode(decoders, batch)
+            decoded = _decode(decoders, batch, state.memory)
             signals += _mark_after_gap(decoded.batches, batch, state)
             state.counts.setdefault(batch.source, Counts()).add(decoded.counts)
             signals_count += decoded.counts.signals
@@ -397,19 +414,28 @@ def _batches(run: _Run, state: FeedState) -> Iterator[FrameBatch]:
                     yield frames[begin : begin + BATCH_FRAMES_MAX]
 
 
-def _decode(decoders: Decoders, frames: FrameBatch, failures: list[str] | None = None) -> Decoded:
-    """Decode, and where that raises, halve: one frame that a decoder cannot bear costs only its own signals."""
+def _decode(
+    decoders: Decoders, frames: FrameBatch, memory: dict[str, Memory], failures: list[str] | None = None
+) -> Decoded:
+    """Decode, and where that raises, halve: one frame that a decoder cannot bear costs only its own signals.
+
+    What a decoder has noted before it raised is forgotten with it.
+    """
     top, failures = failures is None, failures if failures is not None else []
     decoded = Decoded([], Counts(frames=len(frames), undecoded=len(frames)))
     if len(failures) < DECODER_FAILURES_MAX:
         try:
-            return decoders.of(frames.source).decode(frames)
+            noted = deepcopy(memory.get(frames.source, {}))
+            decoded = decoders.of(frames.source).decode(frames, noted)
+            if noted:
+                memory[frames.source] = noted
+            return decoded
         except Exception as error:
             if len(frames) == 1:
                 failures.append(f"{type(error).__name__}: {error}")
             else:
                 half = len(frames) // 2
-                halves = [_decode(decoders, frames[:half], failures), _decode(decoders, frames[half:], failures)]
+                halves = [_decode(decoders, part, memory, failures) for part in (frames[:half], frames[half:])]
                 decoded = Decoded([batch for each in halves for batch in each.batches], Counts())
                 for each in halves:
                     decoded.counts.add(each.counts)

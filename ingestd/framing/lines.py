@@ -18,7 +18,9 @@ _LINE_END = re.compile(rb"[\r\n]")
 
 
 class LineFramer:
-    """The framer of the protocol `lines`."""
+    """The framer of the protocol `lines`, and of those whose frames are lines of text."""
+
+    text_expected = True
 
     def __init__(self) -> None:
         self.counters = {

@@ -39,6 +39,8 @@ _CHECKSUM_BYTES = 3  # `*` and two digits
 class NmeaFramer:
     """The framer of the protocol `nmea`."""
 
+    text_expected = True
+
     def __init__(self) -> None:
         self.counters = {
             "received_bytes": 0,

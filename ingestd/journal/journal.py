@@ -7,7 +7,7 @@ slow and for other threads; beside them appends go on.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,16 @@ from ingestd.journal.log import Log, SessionInfo
 from ingestd.journal.reader import StretchReader
 from ingestd.journal.record import Record
 from ingestd.journal.recovery import Segment, take_stock
-from ingestd.journal.segment import MACHINE_BYTES_MAX, Unreadable, is_in_place, list_folder, read_header
+from ingestd.journal.segment import (
+    MACHINE_BYTES_MAX,
+    Replaced,
+    Unreadable,
+    ignore,
+    is_in_place,
+    list_folder,
+    read_header,
+    read_segment,
+)
 from ingestd.journal.shelf import OpenSegment, Shelf
 from ingestd.model import Books, Clock, Event, FrameBatch
 
@@ -317,6 +326,29 @@ class Journal:
             if (account := self._log.ledger.stretches.get(stretch_id)) is not None:
                 account.begin_reading()
         return StretchReader(self._log, stretch_id, after)
+
+    def look_back(self, stretch_id: str, after: int, through: int) -> Iterator[Record]:
+        """The records after one position and up to another, as far as they can be read, each once.
+
+        For who wants to know what there was: nothing is counted as sent, missing or damaged by it.
+        """
+        with self._log.lock:
+            segments = [
+                (each, each.bytes if each.end is None else each.end)
+                for each in self._shelf.by_stretch.get(stretch_id, ())
+            ]
+        for number, (segment, end) in enumerate(segments):
+            following = segments[number + 1][0].header.sequence_first if number + 1 < len(segments) else through + 1
+            if following <= after + 1 or segment.header.sequence_first > through:
+                continue
+            try:
+                items = read_segment(segment.path, end=end, header=segment.header, on_refusal=ignore)
+            except (OSError, Replaced):
+                continue
+            for item in items:
+                if isinstance(item, Record) and item.kind.is_numbered and after < item.sequence <= through:
+                    after = item.sequence
+                    yield item
 
     def acknowledge(
         self,

@@ -37,7 +37,7 @@ import serial_asyncio_fast
 
 from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, mono_ns
-from ingestd.model import Event, FrameBatch, Link, Recorder, SerialFlag, SourceStatus
+from ingestd.model import Event, Flag, FrameBatch, Link, Recorder, SerialFlag, SourceStatus
 
 _log = logging.getLogger(__name__)
 
@@ -66,13 +66,17 @@ PARITIES: Final = {
 # What opening a port raises. termios.error is none of the OSErrors, and ValueError is a rate the driver cannot do.
 _OPEN_ERRORS: Final = (OSError, ValueError, termios.error)
 
-Frames = Sequence[tuple[int, bytes, SerialFlag]]  # when the first byte came, payload, flags
+Frames = Sequence[tuple[int, bytes, SerialFlag | Flag, int]]  # when the first byte came, payload, flags, CAN id
 
 
 class Framer(Protocol):
     """Cuts bytes into frames; those of `ingestd.framing` do."""
 
-    counters: dict[str, int]
+    text_expected: bool
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Totals by name."""
 
     def feed(self, data: bytes, at_ns: int) -> Frames:
         """Take bytes that arrived at `at_ns`; return the frames that they complete."""
@@ -168,8 +172,11 @@ class SerialPort:
         frames = self._framer.feed(data, at_ns)
         self._record(frames, recorder)
         bad = self._framer.counters["skipped_bytes"] - skipped
-        bad += sum(len(payload) for _, payload, flags in frames if not flags & SerialFlag.TEXT)
-        good = sum(len(payload) for _, payload, flags in frames if flags & SerialFlag.TEXT)
+        total = sum(len(payload) for _, payload, _, _ in frames)
+        good = sum(len(payload) for _, payload, flags, _ in frames if flags & SerialFlag.TEXT)
+        if not self._framer.text_expected:
+            good = total
+        bad += total - good
         changed = self._garbage.judge(good, bad, at_ns)
         if changed is None:
             return
@@ -287,15 +294,15 @@ def _group_hint(path: str) -> str:
 
 
 def columns(source: str, frames: Frames) -> FrameBatch:
-    """Frames of one serial line as a batch: arbitration id 0, payloads padded with zeros to a multiple of 8."""
-    lengths = [len(payload) for _, payload, _ in frames]
+    """Frames of one serial line as a batch, payloads padded with zeros to a multiple of 8."""
+    lengths = [len(payload) for _, payload, _, _ in frames]
     width = max(8, -(-max(lengths, default=0) // 8) * 8)
-    data = b"".join(payload.ljust(width, b"\0") for _, payload, _ in frames)
+    data = b"".join(payload.ljust(width, b"\0") for _, payload, _, _ in frames)
     return FrameBatch(
         source,
-        np.array([ts_ns for ts_ns, _, _ in frames], np.int64),
-        np.zeros(len(frames), np.uint32),
-        np.array([flags for _, _, flags in frames], np.uint8),
+        np.array([ts_ns for ts_ns, _, _, _ in frames], np.int64),
+        np.array([arbitration_id for _, _, _, arbitration_id in frames], np.uint32),
+        np.array([flags for _, _, flags, _ in frames], np.uint8),
         np.array(lengths, np.uint16),
         np.frombuffer(data, np.uint8).reshape(len(frames), width),
     )

@@ -16,8 +16,13 @@ import pytest
 from ingestd import config as configuration
 from ingestd.config import Address, Config, Filter, describe, load_config
 from ingestd.config.readers import BAD, Place
+from ingestd.config.serial_lines import CHECKSUMS, PROTOCOLS
+from ingestd.config.tables import DATABASE_SUFFIXES
+from ingestd.decode.checksums import CHECKS
 from ingestd.decode.databases import FORMATS, Match
 from ingestd.errors import ConfigError
+from ingestd.framing import FRAMERS
+from tests.plugins import install_example
 
 DOCS = Path(__file__).parents[2] / "docs"
 MINIMAL = '[database]\ndsn = "postgresql://db/telemetry"\n[[can]]\nname = "can0"\n'
@@ -359,7 +364,9 @@ def test_names_known_here_are_those_of_the_libraries() -> None:
     """The lists that save an import are those of what would be imported."""
     installed_beside = {point.name for point in entry_points(group="can.interface")}
     assert set(can.interfaces.BACKENDS) - installed_beside == configuration.INTERFACES
-    assert set(configuration.DATABASE_SUFFIXES) == set(FORMATS)
+    assert set(DATABASE_SUFFIXES) == set(FORMATS)
+    assert set(PROTOCOLS) == set(FRAMERS)
+    assert ("none", *CHECKS) == CHECKSUMS
     matches = get_type_hints(configuration.DatabaseFile, include_extras=True)["match"].__metadata__[0]
     place = Place("match", Path(), [])
     assert [matches(one, place) for one in get_args(Match)] == list(get_args(Match))
@@ -421,8 +428,9 @@ def test_the_documentation_has_every_key_and_its_default(heading: str, monkeypat
             assert default is not BAD
 
 
-def test_the_example_is_a_configuration(tmp_path: Path) -> None:
+def test_the_example_is_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It loads as it is; with every commented key it still does, and then it names them all."""
+    install_example(tmp_path / "packages", monkeypatch)
     example = (DOCS / "ingestd.example.toml").read_text(encoding="utf-8")
     plain = load(tmp_path, example)
     assert (plain.can[0].name, plain.serial[0].baudrate) == ("powertrain", 38400)
@@ -441,3 +449,30 @@ def test_the_shortest_file_of_the_documentation(tmp_path: Path) -> None:
     """It is one."""
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     assert load(tmp_path, page.split("```toml\n")[1].split("```")[0]).can[0].channel == "can0"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("protocol='nmea'\ntime_field='t'", "serial[0].time_field: is for keyvalue, json, csv alone (leave it out)"),
+        ("protocol='json'\ncolumns=['a']", "serial[0].columns: is for csv alone (leave it out)"),
+        ("protocol='json'\ndbc=[]", "serial[0].dbc: is for protocols that are installed beside ingestd (leave it out)"),
+        ("protocol='csv'\ncolumns=['a', '']", "serial[0].columns[1]: is empty (name it as the device does)"),
+        ("protocol='csv'\ndelimiter=','", 'serial[0].delimiter: "," is not a delimiter'),
+        ("protocol='csv'\nunits_row='yes'", 'serial[0].units_row: "yes" is not a way to find units'),
+        ("protocol='cobs'", "serial[0].fields: is missing (name the fields of the struct in order)"),
+        ("protocol='cobs'\nfields=['_:u8']", "serial[0].fields: has nothing but padding"),
+        ("protocol='cobs'\nfields=['rpm']", 'serial[0].fields[0]: "rpm" is not a field (write "name:kind", such as'),
+        ("protocol='cobs'\nfields=['a:u12']", 'serial[0].fields[0]: "a:u12" has the kind "u12", and there are u8, u16'),
+        ("protocol='cobs'\nfields=['a:u8[0]']", "has 0 elements, and there may be 1 to 255"),
+        ("protocol='cobs'\nfields=['a:u8', 'a:u8']", 'serial[0].fields: has "a" twice (names tell channels apart)'),
+        ("protocol='cobs'\nfields=['a:f64[250]']", "serial[0].fields: is a struct of 2000 bytes (at most 1700)"),
+        ("protocol='cobs'\nfields=['a:u8']\ncrc='crc16'", 'serial[0].crc: "crc16" is not a checksum (did you mean'),
+        ("protocol='cobs'\nfields=['a:u8']\nbyte_order='middle'", "is not a byte order"),
+    ],
+)
+def test_mistakes_in_the_keys_of_a_protocol(tmp_path: Path, keys: str, said: str) -> None:
+    """Each names the key and what to do."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f"database.dsn = 'postgresql:///x'\n[[serial]]\nname = 'g'\nport = 'p'\n{keys}")
+    assert said in str(caught.value)

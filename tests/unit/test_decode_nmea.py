@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.decode.nmea import UNITS, NmeaDecoder, RawDecoder
+from ingestd.decode.nmea import UNITS, NmeaDecoder
+from ingestd.decode.raw import RawDecoder
 from ingestd.framing import NmeaFramer, SerialFrame
 from ingestd.model import FrameBatch, Quality, SerialFlag
 from ingestd.sources.serial import columns
@@ -350,7 +351,7 @@ def test_units_are_of_fields_that_there_are() -> None:
 
 def test_can_frames_are_unknown() -> None:
     """Frames without the flag of serial lines are none of ours."""
-    frames = columns("can0", [(0, checked(b"GPGLL,1"), SerialFlag(0))])
+    frames = columns("can0", [SerialFrame(0, checked(b"GPGLL,1"), SerialFlag(0))])
     assert NmeaDecoder("can0").decode(frames).counts.unknown == 1
 
 

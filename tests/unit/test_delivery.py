@@ -61,7 +61,7 @@ class Echoes:
         echo, asked = Echo(source), self.asked
 
         class Asked:
-            def decode(self, batch: FrameBatch) -> Decoded:
+            def decode(self, batch: FrameBatch, _: Any) -> Decoded:
                 asked.append((source, batch.ts_ns.tolist()))
                 return echo.decode(batch)
 

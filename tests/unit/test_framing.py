@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.framing import FRAMERS, Framer, LineFramer, NmeaFramer, SerialFrame
+from ingestd.framing import FRAMERS, Framer, LineFramer, NmeaFramer, SerialFrame, UbxFramer
+from ingestd.framing.ubx import SYNC, checksum
 from ingestd.model import PAYLOAD_BYTES_MAX, SerialFlag
 
 SERIAL, TEXT, TRUNCATED = SerialFlag.SERIAL, SerialFlag.TEXT, SerialFlag.TRUNCATED
@@ -107,6 +108,64 @@ def test_every_log_with_garbage_between(logs: dict[str, bytes]) -> None:
             assert payloads(NmeaFramer(), lumps(middle, chance)) == sentences[1:-1], name
 
 
+def test_the_messages_of_every_log(logs: dict[str, bytes], shared_data: Path) -> None:
+    """As many u-blox messages as the README of the data says, and of sentences those that stand outside of them."""
+    readme = (shared_data / "README.md").read_text()
+    said = {m[1]: int(m[2]) for m in re.finditer(r"\| serial/(\S+) \|.*UBX (\d+)/\d+ ok", readme)}
+    assert len(said) == 12
+    for name, data in logs.items():
+        found = payloads(UbxFramer(), [data])
+        messages = [each for each in found if each[:2] == SYNC]
+        assert len(messages) == said.get(name, 0), name
+        outside = data
+        for each in messages:
+            outside = outside.replace(each, b"\0", 1)
+        assert [each for each in found if each[:2] != SYNC] == sentences_in(outside), name
+
+
+def test_messages_and_sentences_with_garbage_between(logs: dict[str, bytes]) -> None:
+    """Noise between frames of both kinds costs none of them, in any pieces, and each has the time of its first byte."""
+    chance = random.Random(3)
+    noise = bytes(set(range(256)) - set(b"$!"))
+    for name in ("pyubx2_pygpsdata-MIXED.log", "gpsd_ublox-neo-m8l.log", "pynmeagps_pygpsdata-mixed.log"):
+        frames = payloads(UbxFramer(), [logs[name]])
+        begins, dirty = [], b""
+        for frame in frames:
+            dirty += bytes(chance.choices(noise, k=chance.randrange(30))).replace(SYNC, b"")
+            begins.append(len(dirty))
+            dirty += frame
+        assert payloads(UbxFramer(), lumps(dirty, chance)) == frames, name
+        found = run(UbxFramer(), singly(dirty))
+        assert [(each.ts_ns, each.payload) for each in found] == list(zip(begins, frames, strict=True)), name
+
+
+GOOD = checked(b"GPGLL,4916.45,N,12311.12,W,225444,A")
+UBX = bytes.fromhex("b562 0104 1200 e8030000 0100 0200 0300 0400 0500 0600 0700")
+UBX += checksum(UBX[2:])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (UBX + UBX, [UBX, UBX]),
+        (b"\xb5" + UBX + b"\xb5", [UBX]),
+        (UBX[:-1] + b"\0" + UBX, [UBX]),
+        (UBX[:9] + UBX, [UBX]),
+        (b"\xb5\x62\x01\x07\xff\xff" + UBX, [UBX]),
+        (b"\xb5\x62\x01\x07\xf0\x06" + GOOD + UBX, [GOOD, UBX]),
+        (GOOD[:9] + UBX + GOOD[9:] + GOOD, [UBX, GOOD]),
+        (GOOD + b"\xb5\x62\x01\x07\x00\x01\r\n" + GOOD, [GOOD, GOOD]),
+        (b"\xb5\x62" * 900 + UBX, [UBX]),
+    ],
+)
+def test_false_starts_of_messages(data: bytes, expected: list[bytes]) -> None:
+    """What only begins like a message hides neither the message nor the sentence behind it."""
+    for pieces in ([data], singly(data)):
+        framer = UbxFramer()
+        assert payloads(framer, pieces) == expected
+        assert balanced(framer)
+
+
 def test_sentences_among_ubx_messages(logs: dict[str, bytes]) -> None:
     """A receiver that speaks binary and text: all sentences are found, whatever bytes the messages have."""
     ubx, nmea = logs["pyubx2_pygpsdata-MIXED.log"], sentences_in(logs["gpsd_mt3339.log"])
@@ -123,9 +182,6 @@ def test_a_clean_log_has_nothing_to_skip(logs: dict[str, bytes]) -> None:
     run(framer, [logs["pynmeagps_pygpsdata-nmea4.log"]])
     assert framer.counters["skipped_bytes"] == 0
     assert framer.counters["line_end_bytes"] == 2 * 57
-
-
-GOOD = checked(b"GPGLL,4916.45,N,12311.12,W,225444,A")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +220,25 @@ def test_false_starts(data: bytes, expected: list[bytes], counter: str | None) -
 PIECES = st.lists(
     st.one_of(
         st.sampled_from(
-            [b"$", b"!", b"*", b"\r\n", b"\n", b"\r", b"$AB", b"!AB,", b"*41", b"*4", GOOD, GOOD + b"\r\n"]
+            [
+                b"$",
+                b"!",
+                b"*",
+                b"\r\n",
+                b"\n",
+                b"\r",
+                b"$AB",
+                b"!AB,",
+                b"*41",
+                b"*4",
+                GOOD,
+                GOOD + b"\r\n",
+                b"\xb5",
+                SYNC,
+                SYNC + b"\x01\x07\x05\x00",
+                SYNC + b"\x01\x07\xf0\x06",
+                UBX,
+            ]
         ),
         st.binary(max_size=30),
         st.binary(min_size=1, max_size=1).map(lambda byte: byte * (PAYLOAD_BYTES_MAX - 20)),
@@ -195,7 +269,7 @@ def test_any_bytes_in_any_pieces(protocol: str, pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("protocol", FRAMERS)
-@pytest.mark.parametrize("babble", [b"$", b"!a", b"$AB,*", b"$A!B,", b"\n", b"\x00", b"x"])
+@pytest.mark.parametrize("babble", [b"$", b"!a", b"$AB,*", b"$A!B,", b"\n", b"\x00", b"x", b"\xb5\x62\x01\x07\xf0\x06"])
 def test_babble_is_linear_work(protocol: str, babble: bytes) -> None:
     """Ten times as much babble takes some ten times the processor time, not a hundred; what is held stays small."""
     seconds: list[float] = []
@@ -254,6 +328,6 @@ def test_lines(data: bytes, expected: list[tuple[bytes, int]]) -> None:
 
 def test_a_framer_says_what_it_holds() -> None:
     """The representation tells how much of a frame has come."""
-    for framer in (NmeaFramer(), LineFramer()):
+    for framer in (NmeaFramer(), LineFramer(), UbxFramer()):
         framer.feed(b"$GPG", 1)
         assert repr(framer).endswith("4 bytes held>")

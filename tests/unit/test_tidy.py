@@ -25,8 +25,9 @@ FUNCTION_LINES_MAX = 70
 
 # A part imports only parts of lower layers; within one part (a package) modules may import each other.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "clock", "metrics", "model", "backoff"}),
+    frozenset({"errors", "clock", "metrics", "model", "backoff", "struct_fields"}),
     frozenset({"sources", "decode", "chunks", "store", "journal", "framing", "demo", "config"}),
+    frozenset({"protocols"}),
     frozenset({"pipeline"}),
     frozenset({"imports", "delivery"}),
     frozenset({"daemon", "survey"}),
@@ -58,6 +59,7 @@ FENCES: dict[str, frozenset[str]] = {
     "platformdirs": frozenset({"store", "cli", "config"}),
     "prometheus_client": frozenset({"metrics"}),
     "pynmeagps": frozenset({"decode"}),
+    "pyubx2": frozenset({"decode"}),
     "rich": frozenset({"cli"}),
     "serial": frozenset({"sources"}),
     "serial_asyncio_fast": frozenset({"sources"}),
@@ -70,9 +72,11 @@ FENCES: dict[str, frozenset[str]] = {
 BROAD_EXCEPTS: dict[str, str] = {
     "daemon.running:_hang_up": "the top of a task; said, and what is in force stays",
     "daemon.service:_recover": "the top of a task; said, and tried again",
+    "delivery.memory:_remember": "a decoder that cannot bear what came before goes on with what it knew; said",
     "delivery.sending:_prepare": "records that cannot be prepared are halved, and the one at fault is rejected",
     "delivery.sending:_try": "the top of the task that sends; becomes a fault that is said, waited for and tried again",
     "delivery.transactions:_decode": "decoders meet whatever a bus says; the frame at fault is stored undecoded",
+    "protocols:plugin": "what an installed package runs may raise anything; becomes an error that names it",
     "sources.canbus:_close": "the farewell to an adapter that is gone may raise anything; logged, and closed by hand",
     "sources.canbus:_connection": "drivers raise whatever they meet; becomes the reason why a link is down",
     "sources.canbus:run": "the top of a bus's thread; raised again on the event loop",

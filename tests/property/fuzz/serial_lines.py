@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import xor
 from typing import Any
@@ -13,9 +14,15 @@ from hypothesis import strategies as st
 
 from ingestd.chunks import Placement, encode_frames, encode_signals
 from ingestd.decode.can import Decoded
+from ingestd.decode.cobs import CobsDecoder
+from ingestd.decode.csv_rows import CsvDecoder
+from ingestd.decode.keyed import JsonDecoder, KeyValueDecoder
 from ingestd.decode.nmea import NmeaDecoder
+from ingestd.decode.ubx import UbxDecoder
 from ingestd.framing import FRAMERS, SerialFrame
-from ingestd.model import PAYLOAD_BYTES_MAX, ClockState, SerialFlag
+from ingestd.framing.ubx import SYNC, checksum
+from ingestd.model import PAYLOAD_BYTES_MAX, ClockState, Memory, SerialFlag
+from ingestd.protocols import FrameDecoder
 from ingestd.sources.serial import columns
 from tests.property.fuzz.mutations import Corpus, Seed, mutated
 from tests.property.fuzz.target import Strategies, Target
@@ -95,9 +102,11 @@ def check_stream(protocol: str, data: bytes, cuts: list[int]) -> None:
         assert of_lumps.ts_ns == part_of[frame.ts_ns]
         _check_frame(protocol, frame)
     assert starts == sorted(starts)
-    behind = Fed(protocol, [data + b"\r\n" + GOOD]).frames
-    assert behind[-1].payload == GOOD, "not in step again"
-    assert [each.payload for each in behind[:-1]] == [each.payload for each in whole.frames]
+    end_of_frame, good = (b"\0", b"\x03ok\0") if protocol == "cobs" else (b"\r\n", GOOD)
+    behind = Fed(protocol, [data + end_of_frame + good]).frames
+    assert behind[-1].payload == good.rstrip(b"\0"), "not in step again"
+    before = behind[:-1] if protocol != "cobs" else behind[: len(whole.frames)]  # A zero may end one more frame.
+    assert [each.payload for each in before] == [each.payload for each in whole.frames]
     if protocol == "lines":
         _check_lines(data, whole.frames)
 
@@ -105,7 +114,11 @@ def check_stream(protocol: str, data: bytes, cuts: list[int]) -> None:
 def _check_frame(protocol: str, frame: SerialFrame) -> None:
     assert 0 < len(frame.payload) <= PAYLOAD_BYTES_MAX
     assert frame.flags & SerialFlag.SERIAL
-    assert bool(frame.flags & SerialFlag.TEXT) == _is_text(frame.payload)
+    is_message = protocol == "ubx" and frame.payload[:2] == SYNC
+    is_binary = is_message or protocol == "cobs"
+    assert bool(frame.flags & SerialFlag.TEXT) == (not is_binary and _is_text(frame.payload))
+    if is_message:
+        assert frame.payload[-2:] == checksum(frame.payload[2:-2])
     if protocol == "nmea":
         assert _SENTENCE.fullmatch(frame.payload)
         body, _, digits = frame.payload[1:].rpartition(b"*")
@@ -170,7 +183,9 @@ def _bodies(data: bytes) -> list[bytes]:
 
 def check_sentences(payloads: list[bytes], at: int) -> None:
     """Every frame is counted once; batches cut otherwise give the same samples; all of it can be stored."""
-    frames = columns("gps", [(n, payload[:PAYLOAD_BYTES_MAX], SerialFlag.SERIAL) for n, payload in enumerate(payloads)])
+    frames = columns(
+        "gps", [SerialFrame(n, each[:PAYLOAD_BYTES_MAX], SerialFlag.SERIAL) for n, each in enumerate(payloads)]
+    )
     if not payloads:
         return
     whole = NmeaDecoder("gps").decode(frames)
@@ -180,6 +195,63 @@ def check_sentences(payloads: list[bytes], at: int) -> None:
     parts = [decoder.decode(frames[:at]), decoder.decode(frames[at:])]
     assert dict(samples([whole])) == dict(samples(parts))
     assert counts.signals == len(dict(samples([whole]))) == sum(part.counts.signals for part in parts)
+    encode_signals(whole.batches, PLACEMENT)
+    encode_frames([frames], PLACEMENT)
+
+
+DECODERS: dict[str, Callable[[], FrameDecoder]] = {
+    "nmea": lambda: NmeaDecoder("x"),
+    "ubx": lambda: UbxDecoder("x"),
+    "keyvalue": lambda: KeyValueDecoder("x", time_field="t"),
+    "json": lambda: JsonDecoder("x", time_field="t"),
+    "csv": lambda: CsvDecoder("x"),
+    "cobs": lambda: CobsDecoder("x", fields=("a:u8", "b:f32*2", "c:u64"), crc="crc8"),
+}
+LINES = (
+    Seed("pairs", b"", b'rpm=3100 t=81.5\ntemp:21.5,hum=40; s="a b"\nINFO: v = nan w=1e999 x=99999999999999999999\n'),
+    Seed(
+        "json",
+        b"",
+        b'{"a":{"b":1,"c":[1,2.5,"x"]},"t":"2026-11-25T10:00:00Z"}\n{"a":null,"d":1e999}\n{"\\ud800":"\\u0000"}\n' * 3,
+    ),
+    Seed(
+        "table", b"", b'"Log 1"\nt\trpm\tTPS\ns\t1/min\t%\n1\t2\t3\n2,5\t\tnan\nt,a (s)\n1,"2"\n3,x\n# c;d\n1;2,5\n' * 2
+    ),
+    Seed("frames", b"", b"\x01\x01\x02\x07\0\x0e\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\0" * 4),
+)
+SIGNS = (b'"', b"{", b"}", b"=", b"\t", b";", b"\0", b"nan", b"_")
+
+
+def _draw_frames(corpus: Corpus) -> Strategies:
+    return {
+        "protocol": st.sampled_from(sorted(DECODERS)),
+        "data": mutated(
+            [*LINES, *_seeds(corpus)], bytes_max=1500, tokens=(*TOKENS, b'"', b"{", b"}", b"=", b"\t", b";", b"\0")
+        ),
+        "cuts": st.lists(st.integers(0, 100), max_size=3),
+    }
+
+
+def check_frames(protocol: str, data: bytes, cuts: list[int]) -> None:
+    """Framed and decoded: every frame counted once; batches cut anywhere give the same samples; it can be stored."""
+    framer = FRAMERS[protocol]()
+    found = framer.feed(data, 0) + framer.flush()
+    if not found:
+        return
+    frames = columns("x", [frame._replace(ts_ns=n) for n, frame in enumerate(found)])
+    memory: Memory = {}
+    whole = DECODERS[protocol]().decode(frames, memory)
+    counts = whole.counts
+    assert counts.frames == len(found) == counts.decoded + counts.unknown + counts.undecoded
+    ends = sorted({min(cut, len(found)) for cut in cuts} | {len(found)})
+    decoder, of_parts = DECODERS[protocol](), list[Decoded]()
+    remembered: Memory = {}
+    for begin, end in zip([0, *ends], ends, strict=False):
+        if end > begin:
+            of_parts.append(decoder.decode(frames[begin:end], remembered))
+            remembered = json.loads(json.dumps(remembered))
+    assert remembered == json.loads(json.dumps(memory))
+    assert sorted(map(repr, samples([whole]))) == sorted(map(repr, samples(of_parts)))
     encode_signals(whole.batches, PLACEMENT)
     encode_frames([frames], PLACEMENT)
 
@@ -200,5 +272,6 @@ def samples(decoded: Sequence[Decoded]) -> Iterator[tuple[tuple[int, str, int], 
 
 TARGETS = (
     Target("serial_stream", _draw_stream, check_stream, examples=200),
+    Target("serial_decoders", _draw_frames, check_frames, examples=200),
     Target("nmea_sentences", _draw_sentences, check_sentences, examples=100),
 )
