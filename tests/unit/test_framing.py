@@ -11,7 +11,7 @@ from operator import xor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestd.framing import FRAMERS, Framer, LineFramer, NmeaFramer, SerialFrame, UbxFramer
@@ -248,6 +248,7 @@ PIECES = st.lists(
 
 
 @pytest.mark.parametrize("protocol", FRAMERS)
+@settings(deadline=None)
 @given(pieces=PIECES)
 def test_any_bytes_in_any_pieces(protocol: str, pieces: list[bytes]) -> None:
     """No byte is counted twice or not at all, memory is bounded, pieces do not matter, frames are in the bytes."""
