@@ -13,6 +13,7 @@ import fnmatch
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from copy import deepcopy
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -57,8 +58,10 @@ class Live:
     def __init__(self, decoders: Callable[[], Decoders | None]) -> None:
         self.frames_left_out = 0
         self._decoders_in_force = decoders
+        self._in_force: Decoders | None = None
+        self._noting: Decoders | None = None  # like those in force, for the loop
+        self._remembering: frozenset[str] = frozenset()
         self._memory: dict[str, Memory] = {}  # what decoders remember, of a CSV log its header
-        self._decoders: tuple[Decoders, Decoders] | None = None  # those in force, and ours that decode the same
         self._waiting: deque[tuple[FrameBatch, Clock]] = deque()
         self._waiting_count = 0
         self._values: dict[tuple[str, str], Value] = {}
@@ -72,7 +75,11 @@ class Live:
         return f"<Live: {self._watchers} watchers, {len(self._values)} channels>"
 
     def frames(self, batch: FrameBatch, clock: Clock) -> None:
-        """Frames that are in the journal. Called for each batch; costs nothing while nobody watches."""
+        """Frames that are in the journal. Called for each batch; costs nothing while nobody watches.
+
+        But for sources whose decoder has to know what came before, such as the header of a CSV log: a look at each.
+        """
+        self._note(batch)
         if not self._watchers:
             return
         self._waiting.append((batch, clock))
@@ -81,6 +88,16 @@ class Live:
             gone, _ = self._waiting.popleft()
             self._waiting_count -= len(gone)
             self.frames_left_out += len(gone)
+
+    def _note(self, batch: FrameBatch) -> None:
+        if (in_force := self._decoders_in_force()) is None:
+            return
+        if in_force is not self._in_force:
+            self._in_force, self._noting = in_force, in_force.anew()
+            self._remembering = self._noting.remembering
+        if batch.source in self._remembering and self._noting is not None:
+            with contextlib.suppress(Exception):
+                self._noting.remember(batch, self._memory.setdefault(batch.source, {}))
 
     async def watch(self, pattern: str, seconds: float) -> AsyncGenerator[list[Value]]:
         """What has changed of the channels that match, at most once in so many seconds; the first time, all there is.
@@ -123,36 +140,37 @@ class Live:
         self._waiting_count = self.frames_left_out = 0
 
     async def _decode(self) -> None:
+        # Of this task alone: a thread that was at work when the last watcher went may not have ended yet.
+        memory, in_force, decoders = deepcopy(self._memory), None, None
         while True:
             await asyncio.sleep(DECODE_SECONDS)
-            if not self._waiting:
+            if not self._waiting or (now_in_force := self._decoders_in_force()) is None:
                 continue
+            if decoders is None or now_in_force is not in_force:
+                in_force, decoders = now_in_force, now_in_force.anew()
             waiting, self._waiting, self._waiting_count = self._waiting, deque(), 0
-            newest = await asyncio.to_thread(self._newest, waiting)
+            newest = await asyncio.to_thread(_newest, waiting, decoders, memory)
             async with self._decoded:
                 self._round += 1
                 for key, value in newest.items():
                     before = self._values.get(key)
-                    self._values[key] = (
-                        value if before is None else value._replace(samples=before.samples + value.samples)
-                    )
+                    samples = value.samples + (0 if before is None else before.samples)
+                    self._values[key] = value._replace(samples=samples)
                     self._changed[key] = self._round
                 self._decoded.notify_all()
 
-    def _newest(self, waiting: deque[tuple[FrameBatch, Clock]]) -> dict[tuple[str, str], Value]:
-        """The newest sample of every channel in frames; in a thread."""
-        newest: dict[tuple[str, str], Value] = {}
-        in_force = self._decoders_in_force()
-        if in_force is None:
-            return newest
-        if self._decoders is None or self._decoders[0] is not in_force:
-            self._decoders = in_force, in_force.anew()
-        for batch, clock in waiting:
-            with contextlib.suppress(Exception):  # Delivery meets the same frames, and says what is wrong with them.
-                decoder = self._decoders[1].of(batch.source)
-                for signals in decoder.decode(batch, self._memory.setdefault(batch.source, {})).batches:
-                    _take(signals, clock, newest)
-        return newest
+
+def _newest(
+    waiting: deque[tuple[FrameBatch, Clock]], decoders: Decoders, memory: dict[str, Memory]
+) -> dict[tuple[str, str], Value]:
+    """The newest sample of every channel in frames; for a thread."""
+    newest: dict[tuple[str, str], Value] = {}
+    for batch, clock in waiting:
+        with contextlib.suppress(Exception):  # Delivery meets the same frames, and says what is wrong with them.
+            decoder = decoders.of(batch.source)
+            for signals in decoder.decode(batch, memory.setdefault(batch.source, {})).batches:
+                _take(signals, clock, newest)
+    return newest
 
 
 def matches(pattern: str, source: str, channel: str) -> bool:

@@ -11,8 +11,9 @@ import pytest
 
 from ingestd.daemon.live import FRAMES_WAITING_MAX, Live, Value, matches
 from ingestd.decode.databases import load
-from ingestd.model import Clock, ClockState, FrameBatch
+from ingestd.model import Clock, ClockState, FrameBatch, SerialFlag
 from ingestd.pipeline import Binding, Decoders
+from ingestd.sources.serial import columns
 
 CLOCK = Clock(1_000, ClockState.SET)
 DBC = """VERSION ""
@@ -132,3 +133,19 @@ async def test_frames_that_cannot_be_decoded_and_sources_without_a_decoder(live:
 def test_patterns(pattern: str, is_shown: bool) -> None:
     """As in a shell, or a part of the name."""
     assert matches(pattern, "can0", "Engine.Speed") == is_shown
+
+
+async def test_who_comes_later_than_a_header(live: Live) -> None:
+    """The rows of a CSV log are named as its header says, which was long before anybody watched."""
+    del live
+    decoders = Decoders([], protocols={"log": "csv"})
+    logger = Live(lambda: decoders)
+
+    def said(*lines: bytes) -> FrameBatch:
+        return columns("log", [(at, line, SerialFlag.SERIAL | SerialFlag.TEXT, 0) for at, line in enumerate(lines)])
+
+    logger.frames(said(b"rpm,oil"), CLOCK)
+    logger.frames(said(b"800,3.5"), CLOCK)
+    assert [(value.channel, value.number) for value in await first(logger, said(b"900,3.25"))] == [
+        ("oil", 3.25), ("rpm", 900.0),
+    ]  # fmt: skip
