@@ -55,6 +55,9 @@ async def reload(daemon: Daemon, wanted: Config) -> Changes:
     before = daemon.config
     config = _with_what_stays(before, wanted)
     loaded = await load_again(config, daemon.loaded)
+    edits = _edits(before, config)
+    if edits:
+        await daemon.session_known()
     then = {table.name: _opened(table) for table in tables_of(before)}
     now = {table.name: table for table in tables_of(config)}
     added = [name for name in now if name not in then]
@@ -70,12 +73,12 @@ async def reload(daemon: Daemon, wanted: Config) -> Changes:
         restart=list(_changed_settings(config, wanted)),
     )
     daemon.journal.set_budget(config.journal.max_bytes, config.journal.when_full)  # The last that may be refused.
-    await _put_into_force(daemon, config, loaded, sources, changes)
+    await _put_into_force(daemon, config, loaded, sources, changes, edits)
     return changes
 
 
 async def _put_into_force(
-    daemon: Daemon, config: Config, loaded: Loaded, sources: list[Source], changes: Changes
+    daemon: Daemon, config: Config, loaded: Loaded, sources: list[Source], changes: Changes, edits: dict[str, str]
 ) -> None:
     before, daemon.config = daemon.config, config
     if changes.removed or changes.reopened:
@@ -88,11 +91,6 @@ async def _put_into_force(
         daemon.attendance.begin(source)
     daemon.decode_with(loaded)
     daemon.redirect(before.database)
-    edits = {
-        name: getattr(config.session, name)
-        for name in METADATA
-        if getattr(config.session, name) not in (None, getattr(before.session, name))
-    }
     if edits:
         daemon.session.edit(edits)
     if changes.as_json.keys() - {"restart"}:
@@ -115,6 +113,12 @@ def _with_what_stays(before: Config, wanted: Config) -> Config:
 def _opened(table: Can | Serial) -> Can | Serial:
     """Of a source's table what decides how its device is opened and read: everything but the databases."""
     return msgspec.structs.replace(table, dbc=()) if isinstance(table, Can) else table
+
+
+def _edits(before: Config, config: Config) -> dict[str, str]:
+    """What the configuration says of the session and did not say before."""
+    now = {name: getattr(config.session, name) for name in METADATA}
+    return {name: value for name, value in now.items() if value not in (None, getattr(before.session, name))}
 
 
 def _changed_settings(one: Config, other: Config) -> Iterator[str]:
