@@ -68,7 +68,7 @@ async def reload(daemon: Daemon, wanted: Config) -> Changes:
         added=added,
         removed=[name for name in then if name not in now],
         reopened=reopened,
-        databases=_changed_databases(daemon.loaded, loaded),
+        databases=_changed_databases(before, daemon.loaded, loaded),
         settings=list(_changed_settings(before, config)),
         restart=list(_changed_settings(config, wanted)),
     )
@@ -129,8 +129,8 @@ def _changed_settings(one: Config, other: Config) -> Iterator[str]:
                 yield f"{section}.{key.encode_name}"
 
 
-def _changed_databases(before: Loaded | None, after: Loaded) -> list[str]:
-    """Files that say something else than before, are read otherwise, new or gone, of any bus."""
+def _changed_databases(config: Config, before: Loaded | None, after: Loaded) -> list[str]:
+    """Files that say something else than before, are read otherwise, new or gone, of any bus; all if none was read."""
 
     def uses(loaded: Loaded) -> set[tuple[str, Any]]:
         return {
@@ -139,4 +139,6 @@ def _changed_databases(before: Loaded | None, after: Loaded) -> list[str]:
             for order, database in enumerate(loaded.of(bus))
         }
 
-    return sorted({name for name, _ in uses(after) ^ (set() if before is None else uses(before))})
+    if before is None:
+        return sorted({file.file.name for bus in (*config.can, *after.config.can) for file in bus.dbc})
+    return sorted({name for name, _ in uses(after) ^ uses(before)})

@@ -211,6 +211,31 @@ def test_another_signal_database(tmp_path: Path, migrated: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_signal_database_that_was_broken_at_the_start(tmp_path: Path, migrated: str) -> None:
+    """Nothing is sent before it is in order or no more asked for; a reload need not wait for a look at the file."""
+    devices = Instruments(tmp_path)
+    recorder = Recorder(tmp_path, migrated, devices.configuration())
+    dbc = tmp_path / "counter.dbc"
+    dbc.write_text("BO_ this is no database\n")
+    try:
+        devices.start()
+        recorder.start()
+        is_listening(recorder)
+        recorder.wait_for("nothing is sent until the file is corrected")
+        assert "counter.dbc" in reload(recorder, exit_code=2)
+        wait_until(lambda: devices.can0.sent > 200, "frames")
+        assert not stored(migrated)
+        rewrite(recorder, f'dbc = ["{dbc}"]', "")
+        assert reload(recorder) == {"databases": ["counter.dbc"]}
+        wait_until(lambda: bool(stored(migrated)), "frames in SQL", more=recorder.log)
+        assert str(dbc) not in ready(recorder)["trouble"]
+        assert_books(recorder, migrated, devices.stop(), number=number_in)
+    finally:
+        recorder.close()
+        devices.close()
+
+
+@pytest.mark.slow
 def test_settings(recorder: Recorder, instrument: Instrument, database: str, tmp_path: Path, migrated: str) -> None:
     """Another database gets everything the journal has; batches, HTTP, the journal's budget and the session follow.
 
