@@ -132,7 +132,7 @@ async def records_on(folder: Path, dsn: str, count: int, expected: dict[str, Boo
     daemon.recording.frames(frames(count, 5), CLOCK)
     daemon.recording.frames(frames(count, 5, "gps", length=33), CLOCK)
     await asyncio.to_thread(wait_until, lambda: daemon.recovered and daemon.books() == expected, "books", SECONDS_MAX)
-    daemon.stop()
+    daemon.stop("the test is over")
     await running
     assert daemon.exit_code == 0
     return dict(daemon.books())
