@@ -55,6 +55,9 @@ async def reload(daemon: Daemon, wanted: Config) -> Changes:
     before = daemon.config
     config = _with_what_stays(before, wanted)
     loaded = await load_again(config, daemon.loaded)
+    edits = _edits(before, config)
+    if edits:
+        await daemon.session_known()
     then = {table.name: _opened(table) for table in tables_of(before)}
     now = {table.name: table for table in tables_of(config)}
     added = [name for name in now if name not in then]
@@ -65,17 +68,17 @@ async def reload(daemon: Daemon, wanted: Config) -> Changes:
         added=added,
         removed=[name for name in then if name not in now],
         reopened=reopened,
-        databases=_changed_databases(daemon.loaded, loaded),
+        databases=_changed_databases(before, daemon.loaded, loaded),
         settings=list(_changed_settings(before, config)),
         restart=list(_changed_settings(config, wanted)),
     )
     daemon.journal.set_budget(config.journal.max_bytes, config.journal.when_full)  # The last that may be refused.
-    await _put_into_force(daemon, config, loaded, sources, changes)
+    await _put_into_force(daemon, config, loaded, sources, changes, edits)
     return changes
 
 
 async def _put_into_force(
-    daemon: Daemon, config: Config, loaded: Loaded, sources: list[Source], changes: Changes
+    daemon: Daemon, config: Config, loaded: Loaded, sources: list[Source], changes: Changes, edits: dict[str, str]
 ) -> None:
     before, daemon.config = daemon.config, config
     if changes.removed or changes.reopened:
@@ -88,11 +91,6 @@ async def _put_into_force(
         daemon.attendance.begin(source)
     daemon.decode_with(loaded)
     daemon.redirect(before.database)
-    edits = {
-        name: getattr(config.session, name)
-        for name in METADATA
-        if getattr(config.session, name) not in (None, getattr(before.session, name))
-    }
     if edits:
         daemon.session.edit(edits)
     if changes.as_json.keys() - {"restart"}:
@@ -117,6 +115,12 @@ def _opened(table: Can | Serial) -> Can | Serial:
     return msgspec.structs.replace(table, dbc=()) if isinstance(table, Can) else table
 
 
+def _edits(before: Config, config: Config) -> dict[str, str]:
+    """What the configuration says of the session and did not say before."""
+    now = {name: getattr(config.session, name) for name in METADATA}
+    return {name: value for name, value in now.items() if value not in (None, getattr(before.session, name))}
+
+
 def _changed_settings(one: Config, other: Config) -> Iterator[str]:
     for section in SECTIONS:
         was, is_now = getattr(one, section), getattr(other, section)
@@ -125,8 +129,8 @@ def _changed_settings(one: Config, other: Config) -> Iterator[str]:
                 yield f"{section}.{key.encode_name}"
 
 
-def _changed_databases(before: Loaded | None, after: Loaded) -> list[str]:
-    """Files that say something else than before, are read otherwise, new or gone, of any bus."""
+def _changed_databases(config: Config, before: Loaded | None, after: Loaded) -> list[str]:
+    """Files that say something else than before, are read otherwise, new or gone, of any bus; all if none was read."""
 
     def uses(loaded: Loaded) -> set[tuple[str, Any]]:
         return {
@@ -135,4 +139,6 @@ def _changed_databases(before: Loaded | None, after: Loaded) -> list[str]:
             for order, database in enumerate(loaded.of(bus))
         }
 
-    return sorted({name for name, _ in uses(after) ^ (set() if before is None else uses(before))})
+    if before is None:
+        return sorted({file.file.name for bus in (*config.can, *after.config.can) for file in bus.dbc})
+    return sorted({name for name, _ in uses(after) ^ uses(before)})

@@ -99,7 +99,7 @@ class Service:
             try:
                 listen = self.daemon.config.http.listen
                 changes = await reload(self.daemon, await asyncio.to_thread(self._load))
-                if self.daemon.config.http.listen != listen:
+                if self.daemon.config.http.listen != listen and not self.daemon.stopped.is_set():
                     await self._http.aclose()
                     await self._serve_http()
                 self.daemon.accepted()

@@ -267,7 +267,7 @@ class Daemon:
 
         Between two records of the journal: no source notices, and no frame is in neither of them.
         """
-        await self._known()
+        await self.session_known()
         begun, ended = RunningSession.begin(self.config, self._boot_id, given), self.session
         begun.config = ended.config | {"since_ns": mono_ns()}
         self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
@@ -280,7 +280,7 @@ class Daemon:
 
     async def edit_session(self, changes: Mapping[str, Any]) -> None:
         """Change the metadata of the session that is being recorded. Raises UsageError, IngestdError."""
-        await self._known()
+        await self.session_known()
         self.session.edit(changes)
         self.journal.append_session(self.session.record)
         log.info("session edited=%s keys=%s", self.session_id, ",".join(sorted(changes)))
@@ -291,7 +291,7 @@ class Daemon:
         self.recording.event(Event("", "marker", mono_ns(), payload={"text": checked_text("the marker", text)}))
         await asyncio.to_thread(self.journal.sync)
 
-    async def _known(self) -> None:
+    async def session_known(self) -> None:
         """Until the session is known as the process before left it. Raises IngestdError if that takes too long."""
         try:
             async with asyncio.timeout(RECOVERY_SECONDS_MAX):

@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
 import termios
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from tests.recorder import Instrument, Recorder, lines_of, stored, wait_until
 from tests.torture.instruments import DBC, Instruments, number_in
 
 RELOADS = 12
+KILLS = 6
 EVENTS = "SELECT payload FROM events WHERE kind = 'reload' ORDER BY ts_mono_ns"
 
 
@@ -115,6 +118,33 @@ def test_sources_come_and_go_under_load(
     assert psql(migrated, "SELECT count(*) FROM sessions") == "1"
     sources = "SELECT jsonb_array_length(config -> 'file' -> 'serial') FROM sessions"
     assert psql(migrated, sources) == "1", "the session does not have the configuration in force"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_of_a_reload(
+    recorder: Recorder, instrument: Instrument, tmp_path: Path, migrated: str
+) -> None:
+    """SIGKILL behind SIGHUP: the next process goes on with the file as it is, and the books still balance."""
+    rng = random.Random(5)
+    other = Instrument(tmp_path / "other-instrument")
+    other.start()
+    alone = recorder.config.read_text()
+    try:
+        for number in range(KILLS):
+            recorder.config.write_text(alone + lines_of(other, "other") * (number % 2 == 0))
+            assert recorder.process is not None
+            recorder.process.send_signal(signal.SIGHUP)
+            time.sleep(rng.uniform(0.0, 0.2))  # The moment is what is tried, not how long something takes.
+            recorder.kill()
+            recorder.start()
+            is_listening(recorder)
+            sent = instrument.sent
+            wait_until(lambda sent=sent: instrument.sent > sent + 50, "fifty lines")  # type: ignore[misc]
+        other.stop()
+        assert_books(recorder, migrated, {"line": instrument.stop()})
+    finally:
+        other.close()
+    assert psql(migrated, "SELECT count(*) FROM sessions") == "1"
 
 
 @pytest.mark.slow
@@ -205,6 +235,31 @@ def test_another_signal_database(tmp_path: Path, migrated: str) -> None:
         assert sorted(map(int, rows.splitlines())) == sorted(int(payload, 16) for payload in frames)
         assert psql(migrated, "SELECT count(*) FROM events WHERE source = 'can0'") == "0", "it was reopened"
         assert psql(migrated, "SELECT count(*) FROM sessions WHERE config -> 'databases' IS NULL") == "1"
+    finally:
+        recorder.close()
+        devices.close()
+
+
+@pytest.mark.slow
+def test_a_signal_database_that_was_broken_at_the_start(tmp_path: Path, migrated: str) -> None:
+    """Nothing is sent before it is in order or no more asked for; a reload need not wait for a look at the file."""
+    devices = Instruments(tmp_path)
+    recorder = Recorder(tmp_path, migrated, devices.configuration())
+    dbc = tmp_path / "counter.dbc"
+    dbc.write_text("BO_ this is no database\n")
+    try:
+        devices.start()
+        recorder.start()
+        is_listening(recorder)
+        recorder.wait_for("nothing is sent until the file is corrected")
+        assert "counter.dbc" in reload(recorder, exit_code=2)
+        wait_until(lambda: devices.can0.sent > 200, "frames")
+        assert not stored(migrated)
+        rewrite(recorder, f'dbc = ["{dbc}"]', "")
+        assert reload(recorder) == {"databases": ["counter.dbc"]}
+        wait_until(lambda: bool(stored(migrated)), "frames in SQL", more=recorder.log)
+        assert str(dbc) not in ready(recorder)["trouble"]
+        assert_books(recorder, migrated, devices.stop(), number=number_in)
     finally:
         recorder.close()
         devices.close()
