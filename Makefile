@@ -15,8 +15,10 @@ COVERED := \
   tests/unit/test_faults.py \
   tests/unit/test_delivery.py \
   tests/unit/test_pipeline.py \
+  tests/unit/test_plugins.py \
   tests/unit/test_untold_gaps.py \
   $(wildcard tests/unit/test_journal*.py) \
+  tests/integration/test_decoder_memory.py \
   tests/integration/test_delivery.py \
   tests/integration/test_delivery_refused.py \
   tests/integration/test_embedded.py \

@@ -90,10 +90,10 @@ class Decoders:
         return frozenset(each for each in self._lines if isinstance(self.of(each), RememberingDecoder))
 
     def remember(self, frames: FrameBatch, memory: Memory) -> None:
-        """Bring the memory of a source up to date by frames that are decoded elsewhere."""
+        """Bring the memory of one of those sources up to date by frames that are decoded elsewhere."""
         decoder = self.of(frames.source)
-        if isinstance(decoder, RememberingDecoder):
-            decoder.remember(frames, memory)
+        assert isinstance(decoder, RememberingDecoder)
+        decoder.remember(frames, memory)
 
     @property
     def sources(self) -> Collection[str]:

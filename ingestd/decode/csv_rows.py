@@ -5,8 +5,8 @@ when the logger is switched on, and every row after that depends on them: which 
 committed with the feed's position.
 
 - A line without any number may be a header. It becomes the header when a row with numbers and as many cells follows it;
-  so neither a greeting nor an error message makes one. A line without numbers directly behind it, as wide, is its
-  units. The same line again is nothing new.
+  so neither a greeting nor an error message makes one, nor takes the place of one. A line without numbers directly
+  behind it, as wide, is its units. The same line again is nothing new.
 - Once there is a header, a line without numbers that is as wide and repeats none of the names is a row of text.
 - A row has exactly as many cells as the header (one empty cell more at the end is let pass). Others are not decoded: a
   part of a row would give values to the wrong names.
@@ -52,6 +52,7 @@ ORIGIN: Final = "CSV"
 DELIMITERS: Final = {"tab": "\t", "semicolon": ";", "comma": ","}
 NAME_CHARS_MAX: Final = 60
 UNIT_CHARS_MAX: Final = 16
+WAITING_MAX: Final = 4  # headers that have had no row yet; what a device reports between header and row is none
 ROWS_BEHIND: Final = 8  # how many rows behind a line of text are looked at for one that makes it the header
 
 _UNIT: Final = re.compile(rf"(.*\S)\s*(?:\(([^()]{{1,{UNIT_CHARS_MAX}}})\)|\[([^\[\]]{{1,{UNIT_CHARS_MAX}}})\])")
@@ -67,10 +68,8 @@ class Header(NamedTuple):
     delimiter: str
 
     @staticmethod
-    def load(value: Any) -> Header | None:
+    def load(value: Any) -> Header:
         """From JSON."""
-        if value is None:
-            return None
         cells, units, delimiter = value
         return Header(tuple(cells), None if units is None else tuple(units), delimiter)
 
@@ -180,11 +179,13 @@ class CsvDecoder:
 
 
 class _Reading:
-    """The header as lines change it: the one in force, and one that waits for its first row."""
+    """The header as lines change it: the one in force, and those that wait for a first row, the newest last."""
 
     def __init__(self, known: Any, configured: Header | None, delimiter: str | None, units_row: str) -> None:
-        self.header = configured or Header.load(known.get("header"))
-        self._waiting = Header.load(known.get("waiting"))
+        self.header = configured
+        if configured is None and "header" in known:
+            self.header = Header.load(known["header"])
+        self._waiting = [Header.load(each) for each in known.get("waiting", ())]
         self._is_configured = configured is not None
         self._delimiter = delimiter
         self._units_row = units_row
@@ -192,23 +193,20 @@ class _Reading:
     @property
     def memory(self) -> dict[str, Any]:
         """What to know of the lines so far: JSON."""
-        header = None if self._is_configured else self.header
-        found = {"header": header, "waiting": self._waiting}
-        return {name: each.as_json() for name, each in found.items() if each is not None}
+        found: dict[str, Any] = {}
+        if self.header is not None and not self._is_configured:
+            found["header"] = self.header.as_json()
+        if self._waiting:
+            found["waiting"] = [each.as_json() for each in self._waiting]
+        return found
 
     def row(self, text: str) -> Sequence[str] | None:
         """The cells of a row of `header`; None for a line that is none. Raises NotDecodableError for one of another."""
         is_comment = text.startswith("#")
-        waiting = self._waiting
-        if waiting is not None and not is_comment and (cells := self._as_row(text, waiting)) is not None:
-            if self._units_row == "always" and waiting.units is None:
-                self._waiting = waiting._replace(units=tuple(cells))
-                return None
-            if not self._is_configured:
-                self.header, self._waiting = waiting, None
-                return cells
+        if not is_comment and (found := self._row_of_waiting(text)) is not None:
+            return found or None
         if self.header is not None and not is_comment and (cells := self._as_row(text, self.header)) is not None:
-            self._waiting = None
+            self._waiting = []
             return cells
         text = text.lstrip("# ") if is_comment else text
         delimiter = self._delimiter or _delimiter_in(text)
@@ -218,6 +216,20 @@ class _Reading:
                 return None
             raise NotDecodableError("a row that no header fits")
         return self._without_numbers(cells, delimiter)
+
+    def _row_of_waiting(self, text: str) -> Sequence[str] | None:
+        """The cells of the first row of a header that waits, which is in force from now on; [] for a row of units."""
+        for number, waiting in reversed(list(enumerate(self._waiting))):
+            cells = self._as_row(text, waiting)
+            if cells is None:
+                continue
+            if self._units_row == "always" and waiting.units is None:
+                self._waiting[number] = waiting._replace(units=tuple(cells))
+                return []
+            if not self._is_configured:
+                self.header, self._waiting = waiting, []
+                return cells
+        return None
 
     def _as_row(self, text: str, header: Header) -> Sequence[str] | None:
         """The cells, if it is a row of the header with a number in it. Configured columns fit any delimiter."""
@@ -232,24 +244,26 @@ class _Reading:
         return cells if any(is_number(cell, decimal_comma=delimiter != ",") for cell in cells) else None
 
     def _without_numbers(self, cells: list[str], delimiter: str) -> Sequence[str] | None:
+        """The cells of a row of text; None for a header, units, or anything else, which is taken note of."""
         found = tuple(cell.strip() for cell in cells)
-        if len(found) > 1 and not found[-1]:
-            found = found[:-1] if self._waiting is None or not self._waiting.fits(found) else found
-        waiting, header = self._waiting, self.header
-        if waiting is not None and found == waiting.cells:
-            return None
-        wants_units = waiting is not None and waiting.units is None and self._units_row != "never"
-        if wants_units and waiting is not None and waiting.fits(found) and len(waiting.cells) > 1:
-            self._waiting = waiting._replace(units=found[: len(waiting.cells)])
-            return None
-        if header is not None and waiting is None and header.fits(cells):
+        newest, header = (self._waiting[-1] if self._waiting else None), self.header
+        if len(found) > 1 and not found[-1] and not (newest is not None and len(newest.cells) == len(found)):
+            found = found[:-1]
+        if newest is not None:
+            if found == newest.cells:
+                return None
+            wants_units = newest.units is None and self._units_row != "never" and len(newest.cells) > 1
+            if wants_units and newest.fits(found):
+                self._waiting[-1] = newest._replace(units=found[: len(newest.cells)])
+                return None
+        elif header is not None and header.fits(cells):
             names = {cell.strip() for cell in header.cells} | {name for name, _ in names_of(header)}
-            if found not in (header.cells, header.units) and names.isdisjoint(found):
-                return cells
             if found == header.units:
                 return None
+            if names.isdisjoint(found):
+                return cells
         if sum(map(bool, found)) * 2 > len(found):
-            self._waiting = Header(found, None, delimiter)
+            self._waiting = [*self._waiting, Header(found, None, delimiter)][-WAITING_MAX:]
         return None
 
 

@@ -104,6 +104,7 @@ def test_a_log_cut_anywhere_needs_only_its_memory(shared_data: Path, name: str) 
         ([b"t,rpm", b"s,1/min", b"1,2", b"t,rpm", b"s,1/min", b"3,4"], [{"t": 1, "rpm": 2}, {"t": 3, "rpm": 4}]),
         ([b"t,rpm", b"1,2", b"t,rpm,map", b"3,4,5"], [{"t": 1, "rpm": 2}, {"t": 3, "rpm": 4, "map": 5}]),
         ([b"t,rpm", b"1,2", b"t,map", b"3,4"], [{"t": 1, "rpm": 2}, {"t": 3, "map": 4}]),
+        ([b"t,rpm", b"1,2", b"t,map", b"WATCHDOG", b"a,b,c", b"3,4"], [{"t": 1, "rpm": 2}, {"t": 3, "map": 4}]),
         ([b"t,rpm", b"t,rpm", b"1,2"], [{"t": 1, "rpm": 2}]),
         ([b"t,rpm", b"1", b"1,2", b"1,2,3", b"3,4"], [{"t": 1, "rpm": 2}, {"t": 3, "rpm": 4}]),
         ([b"t,rpm", b"1\xff,2", b"1_0,9007199254740993"], [{"t": "1_0", "rpm": 9007199254740992}]),
