@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from ingestd import pipeline
+from ingestd.decode.databases import load
 from ingestd.chunks import Placement
 from ingestd.decode.can import Decoder
 from ingestd.decode.nmea import NmeaDecoder
@@ -150,3 +151,18 @@ def test_a_source_may_keep_the_decoder_that_it_had() -> None:
     after.keep("gps", before.of("gps"))
     assert after.of("gps") is before.of("gps")
     assert after.of("other") is not before.of("gps")
+
+
+def test_decoders_for_another_thread(tmp_path: Path) -> None:
+    """They decode the same, each with what it remembers of its own; the databases are not read again."""
+    (tmp_path / "car.dbc").write_text(
+        'VERSION ""\nBU_:\nBO_ 256 Engine: 8 ECU\n SG_ Speed : 0|16@1+ (1,0) [0|0] "" ECU\n'
+    )
+    decoders = pipeline.Decoders([pipeline.Binding(None, load(tmp_path / "car.dbc"))], protocols={"gps": "nmea"})
+    of_can, of_gps = decoders.of("can0"), decoders.of("gps")
+    other = decoders.anew()
+    assert other.of("can0") is not of_can
+    assert type(other.of("gps")) is type(of_gps)
+    assert other._tables.keys() == decoders._tables.keys()
+    (table,), (own,) = decoders._tables.values(), other._tables.values()
+    assert table is own
