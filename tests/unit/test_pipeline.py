@@ -13,9 +13,9 @@ from uuid import UUID
 import pytest
 
 from ingestd import pipeline
-from ingestd.decode.databases import load
 from ingestd.chunks import Placement
 from ingestd.decode.can import Decoder
+from ingestd.decode.databases import load
 from ingestd.decode.nmea import NmeaDecoder
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
 from ingestd.pipeline import Binding, Decoders, FeedItem
@@ -158,7 +158,7 @@ def test_decoders_for_another_thread(tmp_path: Path) -> None:
     (tmp_path / "car.dbc").write_text(
         'VERSION ""\nBU_:\nBO_ 256 Engine: 8 ECU\n SG_ Speed : 0|16@1+ (1,0) [0|0] "" ECU\n'
     )
-    decoders = pipeline.Decoders([pipeline.Binding(None, load(tmp_path / "car.dbc"))], protocols={"gps": "nmea"})
+    decoders = Decoders([Binding(None, load(tmp_path / "car.dbc"))], protocols={"gps": "nmea"})
     of_can, of_gps = decoders.of("can0"), decoders.of("gps")
     other = decoders.anew()
     assert other.of("can0") is not of_can
