@@ -233,11 +233,19 @@ def test_what_is_not_a_regular_file(migrated: str, tmp_path: Path, capture: Path
     assert "not a regular file" in ingestd("import", capture, "--dbc", fifo, dsn=migrated, exit_code=2).stderr
 
 
+SLOW_COMMITS = (  # so that there is time for a keyboard between two of them
+    "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN IF OLD.position > 0 THEN PERFORM pg_sleep(2); END IF; RETURN NEW; END $$",
+    "CREATE TRIGGER dawdle BEFORE UPDATE ON feeds FOR EACH ROW EXECUTE FUNCTION dawdle()",
+)
+
+
 def test_stopped_by_the_keyboard(migrated: str, tmp_path: Path) -> None:
     """Ctrl-C ends with 130 and says that the same command goes on; it does."""
     big = tmp_path / "big.log"
     frames = demo.write_capture(big, 3600)
     command = [sys.executable, "-m", "ingestd", "import", str(big), "--dsn", migrated]
+    psql(migrated, *SLOW_COMMITS)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while psql(migrated, "SELECT count(*) FROM feeds WHERE position > 0") == "0":
@@ -247,6 +255,7 @@ def test_stopped_by_the_keyboard(migrated: str, tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert "the same command goes on" in said
     assert "Traceback" not in said
+    psql(migrated, "DROP FUNCTION dawdle CASCADE")
     done = json.loads(ingestd("import", big, "--json", dsn=migrated).stdout)
     assert (done["frames"], done["resumed_at"] > 0) == (frames, True)
     assert psql(migrated, "SELECT sum(frame_count) FROM frame_chunks") == str(frames)
