@@ -126,7 +126,8 @@ CREATE TABLE frame_chunks (
     arbitration_id  integer[] NOT NULL,                  -- [frame], 11 or 29 bits, without flag bits
     flags           bytea NOT NULL,                      -- a byte a frame: 1 extended, 2 remote, 4 error, 8 FD,
                                                          --          16 bitrate switch, 32 error state, 64 sent by us;
-                                                         --          128 of a serial line, and then 1 UTF-8, 2 cut off
+                                                         --          128 of a serial line, and then 1 UTF-8, 2 cut off,
+                                                         --          4 the first, whose beginning may be missing
     lengths         bytea NOT NULL,                      -- two bytes a frame, the high one first: bytes of payload
     data            bytea NOT NULL,                      -- the payloads, one after the other
     PRIMARY KEY (session_id, id),

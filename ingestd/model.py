@@ -50,6 +50,7 @@ class SerialFlag(IntFlag):
 
     TEXT = 1  # valid UTF-8 without NUL
     TRUNCATED = 2  # it went on beyond PAYLOAD_BYTES_MAX; the rest was skipped and counted
+    FIRST = 4  # a line with nothing before it since the port was opened: its beginning may have been said before that
     SERIAL = 128
 
 

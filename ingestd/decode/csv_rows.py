@@ -19,8 +19,8 @@ committed with the feed's position.
 Source: RFC 4180 for quotes; a line end within them is none here.
 
 Invariants: every frame is counted in exactly one of decoded (a row), unknown (header, units, anything before them),
-undecoded (no UTF-8, cut off, or a row that no header fits); none raises out of `decode`. The samples depend on the
-lines and the memory, not on how the lines are put into batches.
+undecoded (no UTF-8, cut off at either end, or a row that no header fits); none raises out of `decode`. The samples
+depend on the lines and the memory, not on how the lines are put into batches.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from ingestd.model import (
     FrameBatch,
     Int16s,
     Memory,
+    SerialFlag,
     SignalBatch,
     SignalGroup,
 )
@@ -127,6 +128,9 @@ class CsvDecoder:
             if reading.header != header:
                 batches += self._batches(header, stamps, rows)
                 header, stamps, rows = reading.header, [], []
+            if flags & SerialFlag.FIRST:
+                counts.undecoded += 1
+                continue
             counts.decoded += 1
             stamps.append(ts_ns)
             rows.append(row)

@@ -18,8 +18,8 @@ Limits: `KEYS_MAX` keys of a source; further ones are left to the raw frame. Wha
 not decoded.
 
 Invariants: every frame is counted in exactly one of decoded, unknown (no pair in it, no object), undecoded (no UTF-8,
-cut off, no JSON); none raises out of `decode`. The samples depend on the lines and the memory, not on how the lines are
-put into batches.
+cut off at either end, no JSON); none raises out of `decode`. The samples depend on the lines and the memory, not on
+how the lines are put into batches.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class KeyedDecoder(ABC):
     """Decodes the lines of one source whose values have names in the line itself."""
 
     name: str  # of the protocol, and of the signal groups
+    shows_its_beginning: bool  # whether a line can be told from the rest of one
     origin: str
 
     def __init__(self, source: str, *, time_field: str | None = None) -> None:
@@ -92,6 +93,8 @@ class KeyedDecoder(ABC):
         columns = zip(frames.ts_ns.tolist(), frames.flags.tolist(), frames.length.tolist(), frames.data, strict=True)
         for ts_ns, flags, length, data in columns:
             try:
+                if flags & SerialFlag.FIRST and not self.shows_its_beginning:
+                    raise NotDecodableError("its beginning may be missing")
                 row = self.row(text_of(flags, data[:length].tobytes()))
             except (ValueError, RecursionError):
                 counts.undecoded += 1
@@ -156,6 +159,7 @@ class KeyValueDecoder(KeyedDecoder):
     """The decoder of the protocol `keyvalue`."""
 
     name = "keyvalue"
+    shows_its_beginning = False
     origin = "key and value"
 
     def row(self, text: str) -> Row | None:
@@ -170,6 +174,7 @@ class JsonDecoder(KeyedDecoder):
     """The decoder of the protocol `json`."""
 
     name = "json"
+    shows_its_beginning = True
     origin = "JSON"
 
     def row(self, text: str) -> Row | None:

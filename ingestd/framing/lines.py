@@ -4,7 +4,7 @@
 - A line longer than `PAYLOAD_BYTES_MAX` is cut there, or before the UTF-8 character that does not fit, and flagged
   TRUNCATED; the rest of it is skipped and counted.
 - A line that is not UTF-8 or has a NUL in it is recorded like any other, without the flag TEXT.
-- The last line of a stream needs no line end.
+- The last line of a stream needs no line end. The first is flagged FIRST, unless a line end came before it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class LineFramer:
         }
         self._held = bytearray()  # a line that has not ended; it has no line end in it
         self._held_ns = 0
+        self._is_first = True  # nobody has seen an end of line before it
         self._skipping = False  # behind what was kept of a line that is too long
 
     def __repr__(self) -> str:
@@ -54,6 +55,7 @@ class LineFramer:
         """The stream ends here: its last line needs no line end."""
         frames: list[SerialFrame] = []
         self._end_line(frames)
+        self._is_first = True
         return frames
 
     def _append(self, piece: bytes, at_ns: int, frames: list[SerialFrame]) -> None:
@@ -70,7 +72,7 @@ class LineFramer:
         if self._held:
             self._emit(bytes(self._held), SerialFlag.SERIAL, frames)
             self._held.clear()
-        self._skipping = False
+        self._skipping = self._is_first = False
 
     def _cut(self, frames: list[SerialFrame]) -> None:
         kept = bytes(self._held[:PAYLOAD_BYTES_MAX])
@@ -87,6 +89,7 @@ class LineFramer:
 
     def _emit(self, payload: bytes, flags: SerialFlag, frames: list[SerialFrame]) -> None:
         self.counters["frame_bytes"] += len(payload)
+        flags |= SerialFlag.FIRST if self._is_first else 0
         frames.append(SerialFrame(self._held_ns, payload, flags | _text(payload)))
 
 

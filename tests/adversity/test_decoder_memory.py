@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.journal import Kind, Record
+from ingestd.journal.segment import list_folder, read_segment
+from ingestd.model import SerialFlag
 from ingestd.store import embedded
 from tests.conftest import psql
 from tests.recorder import Instrument, Recorder, stored, wait_until
@@ -52,9 +55,21 @@ def restart(recorder: Recorder) -> None:
     recorder.wait_for("link up", after=begun)
 
 
+def whole_lines(journal: Path) -> list[tuple[int, bytes]]:
+    """Stamp and text of every line but those that a port had open before it was opened."""
+    items = [item for name in list_folder(journal)[0] if name.number for item in read_segment(name.path)]
+    batches = [item.frames() for item in items if isinstance(item, Record) and item.kind is Kind.FRAMES]
+    return [
+        (int(batch.ts_ns[row]), bytes(batch.data[row, : batch.length[row]]))
+        for batch in batches
+        for row in range(len(batch))
+        if not batch.flags[row] & SerialFlag.FIRST
+    ]
+
+
 def assert_rows_have_their_names(recorder: Recorder, dsn: str) -> None:
-    """Every row in the journal is three signals in SQL, with the values that stand in it and the header's units."""
-    rows = [(ts_ns, bytes.fromhex(data).split(b"\t")) for _, ts_ns, data in recorder.journalled()]
+    """Every whole row in the journal is three signals in SQL, with its values and the header's units."""
+    rows = [(ts_ns, line.split(b"\t")) for ts_ns, line in whole_lines(recorder.journal)]
     expected = sorted(
         f"{ts_ns}|{channel}|{unit}|{float(cell):.1f}"
         for ts_ns, cells in rows

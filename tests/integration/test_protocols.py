@@ -124,7 +124,7 @@ def check(dsn: str, name: str, sent: int) -> None:
         assert set(numbers_of("ubx", "NAV-POSLLH.lat")) == {48.7409605}
         assert numbers_of("ubx/GP", "VTG.cogt") == [n % 360 + 0.5 for n in numbers if n % 4 == 0]
     elif name == "keyvalue":
-        assert numbers_of("keyvalue", "rpm") == [n * 2 for n in numbers]
+        assert numbers_of("keyvalue", "rpm") == [n * 2 for n in numbers][1:]  # The first line may have begun before.
     elif name == "json":
         assert numbers_of("json", "acc.x") == [n / 4 for n in numbers]
         said = column(dsn, "json", "t", "coalesce(value_text, value_num::text, '-')")

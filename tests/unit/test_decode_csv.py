@@ -210,3 +210,12 @@ def test_frames_of_a_bus_are_not_decoded() -> None:
     """A batch of anything else counts, and raises nothing."""
     frames = columns("can0", [SerialFrame(0, b"\0\1\2", SerialFlag(0))])
     assert CsvDecoder("can0").decode(frames, {}).counts.undecoded == 1
+
+
+def test_the_first_line_may_be_the_rest_of_one() -> None:
+    """A row that lacks the beginning of its first number looks like any other: it is not decoded; a header is taken."""
+    memory: Memory = {}
+    CsvDecoder("ecu").decode(framed(b"t,rpm\n126853,900\n"), memory)
+    again = CsvDecoder("ecu").decode(framed(b"53,900\n126854,901\n"), memory)
+    assert values(again) == [{"t": 126854, "rpm": 901}]
+    assert again.counts.undecoded == 1

@@ -239,3 +239,14 @@ def test_any_lines_cut_anywhere(decoder: type[KeyedDecoder], lines: Sequence[byt
     assert sorted(map(repr, samples(whole))) == sorted(repr(each) for part in parts for each in samples(part))
     encode_signals(whole.batches, PLACEMENT)
     json.dumps(memory).encode()
+
+
+def test_the_first_line_may_be_the_rest_of_one() -> None:
+    """The end of a pair is no key: what had its beginning before the port was opened is recorded and not decoded."""
+    framer = LineFramer()
+    frames = framer.feed(b"pm=3100 t=81.5\nrpm=3100 t=81.5\n", 0)
+    decoded = KeyValueDecoder("ecu").decode(columns("ecu", frames), {})
+    assert (decoded.counts.undecoded, decoded.counts.decoded) == (1, 1)
+    assert [channel.name for each in decoded.batches for channel in each.group.channels] == ["rpm", "t"]
+    objects = LineFramer().feed(b'{"a":1}\n{"a":2}\n', 0)
+    assert JsonDecoder("imu").decode(columns("imu", objects), {}).counts.decoded == 2

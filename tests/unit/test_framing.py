@@ -18,7 +18,7 @@ from ingestd.framing import FRAMERS, Framer, LineFramer, NmeaFramer, SerialFrame
 from ingestd.framing.ubx import SYNC, checksum
 from ingestd.model import PAYLOAD_BYTES_MAX, SerialFlag
 
-SERIAL, TEXT, TRUNCATED = SerialFlag.SERIAL, SerialFlag.TEXT, SerialFlag.TRUNCATED
+SERIAL, TEXT, TRUNCATED, FIRST = SerialFlag.SERIAL, SerialFlag.TEXT, SerialFlag.TRUNCATED, SerialFlag.FIRST
 
 # The README of the shared data counts by line and so misses a sentence glued to another.
 GLUED = {"gpsd_gp-320fw-2019-04-07-coldboot.log": 1}
@@ -300,26 +300,29 @@ def test_flush_begins_anew() -> None:
     assert framer.feed(GOOD[:10], 1) == framer.flush() == framer.feed(GOOD[10:], 2) == []
     assert [frame.ts_ns for frame in framer.feed(GOOD, 3)] == [3]
     lines = LineFramer()
-    assert lines.feed(b"one\ntw", 1) == [SerialFrame(1, b"one", SERIAL | TEXT)]
+    assert lines.feed(b"one\ntw", 1) == [SerialFrame(1, b"one", SERIAL | TEXT | FIRST)]
     assert lines.flush() == [SerialFrame(1, b"tw", SERIAL | TEXT)]
-    assert lines.feed(b"o\n", 2) == [SerialFrame(2, b"o", SERIAL | TEXT)]
+    assert lines.feed(b"o\nx\n", 2) == [
+        SerialFrame(2, b"o", SERIAL | TEXT | FIRST),
+        SerialFrame(2, b"x", SERIAL | TEXT),
+    ]
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"a\nb\r\nc\rd", [(b"a", TEXT), (b"b", TEXT), (b"c", TEXT), (b"d", TEXT)]),
+        (b"a\nb\r\nc\rd", [(b"a", TEXT | FIRST), (b"b", TEXT), (b"c", TEXT), (b"d", TEXT)]),
         (b"\n\r\n\r\r\n a \n", [(b" a ", TEXT)]),
-        ("21 °C\n".encode(), [("21 °C".encode(), TEXT)]),
-        (b"21 \xb0C\na\0b\n", [(b"21 \xb0C", 0), (b"a\0b", 0)]),
-        (b"x" * PAYLOAD_BYTES_MAX + b"\n", [(b"x" * PAYLOAD_BYTES_MAX, TEXT)]),
-        (b"x" * 9000 + b"\ny", [(b"x" * PAYLOAD_BYTES_MAX, TEXT | TRUNCATED), (b"y", TEXT)]),
-        (b"x" * 1784 + "°°".encode(), [(b"x" * 1784, TEXT | TRUNCATED)]),
-        (b"x" * 1784 + b"\xb0" * 9, [(b"x" * 1784 + b"\xb0", TRUNCATED)]),
+        ("21 °C\n".encode(), [("21 °C".encode(), TEXT | FIRST)]),
+        (b"21 \xb0C\na\0b\n", [(b"21 \xb0C", FIRST), (b"a\0b", 0)]),
+        (b"x" * PAYLOAD_BYTES_MAX + b"\n", [(b"x" * PAYLOAD_BYTES_MAX, TEXT | FIRST)]),
+        (b"x" * 9000 + b"\ny", [(b"x" * PAYLOAD_BYTES_MAX, TEXT | TRUNCATED | FIRST), (b"y", TEXT)]),
+        (b"x" * 1784 + "°°".encode(), [(b"x" * 1784, TEXT | TRUNCATED | FIRST)]),
+        (b"x" * 1784 + b"\xb0" * 9, [(b"x" * 1784 + b"\xb0", TRUNCATED | FIRST)]),
     ],
 )
 def test_lines(data: bytes, expected: list[tuple[bytes, int]]) -> None:
-    """Line ends of all kinds, empty lines, bytes that are no text, lines that are too long."""
+    """Line ends of all kinds, empty lines, bytes that are no text, lines that are too long, and which is the first."""
     for pieces in ([data], singly(data)):
         framer = LineFramer()
         assert [(f.payload, f.flags) for f in run(framer, pieces)] == [(p, SERIAL | flags) for p, flags in expected]

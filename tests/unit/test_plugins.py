@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,3 +168,15 @@ def test_a_plugin_with_a_decoder_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert decoder is not None
     assert decoder.decode(frames, memory).counts.decoded == 2
     assert (memory, decoder.name) == ({"seen": 2}, "x 3")  # type: ignore[attr-defined]
+
+
+def test_libraries_are_imported_when_a_line_asks_for_them() -> None:
+    """A daemon that records buses alone starts without the libraries of GPS receivers."""
+    program = (
+        "import sys, ingestd.cli, ingestd.daemon.running, ingestd.sources.serial, ingestd.protocols as p\n"
+        "print(sorted({'pynmeagps', 'pyubx2'} & sys.modules.keys()))\n"
+        "p.new_decoder('gps', p.Line('ubx', {}))\n"
+        "print(sorted({'pynmeagps', 'pyubx2'} & sys.modules.keys()))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert said.splitlines() == ["[]", "['pynmeagps', 'pyubx2']"]
