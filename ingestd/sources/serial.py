@@ -37,7 +37,7 @@ import serial_asyncio_fast
 
 from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, mono_ns
-from ingestd.model import Event, Flag, FrameBatch, Link, Recorder, SerialFlag, SourceStatus
+from ingestd.model import PAYLOAD_BYTES_MAX, Event, Flag, FrameBatch, Link, Recorder, SerialFlag, SourceStatus
 
 _log = logging.getLogger(__name__)
 
@@ -123,13 +123,13 @@ class SerialPort:
                 else:
                     self._came_up(recorder)
                     why = await self._read(port, recorder)
-                    self._record(self._framer.flush(), recorder)
+                    self._record(self._cut(b"", 0), recorder)
                     self._went_down(recorder, why)
                     if self._received:
                         backoff.reset()
                 await asyncio.sleep(backoff.next_seconds())
         finally:
-            self._record(self._framer.flush(), recorder)
+            self._record(self._cut(b"", 0), recorder)
 
     async def _open(self) -> serial.Serial:
         """The port, opened in a thread: some drivers take their time, and a dead USB device takes seconds."""
@@ -169,7 +169,7 @@ class SerialPort:
         at_ns = mono_ns()
         self._received = True
         skipped = self._framer.counters["skipped_bytes"]
-        frames = self._framer.feed(data, at_ns)
+        frames = self._cut(data, at_ns)
         self._record(frames, recorder)
         bad = self._framer.counters["skipped_bytes"] - skipped
         total = sum(len(payload) for _, payload, _, _ in frames)
@@ -188,6 +188,20 @@ class SerialPort:
             _log.warning("garbage source=%s port=%s reason=%r", self.name, self._port, self.status.reason)
         else:
             _log.info("garbage over source=%s port=%s", self.name, self._port)
+
+    def _cut(self, data: bytes, at_ns: int) -> Frames:
+        """The frames that these bytes complete; without bytes, what is left where the stream ends.
+
+        A framer never raises. If a plug-in's does, the bytes are recorded as they came, and nobody else suffers.
+        """
+        try:
+            return self._framer.feed(data, at_ns) if data else self._framer.flush()
+        except Exception:
+            if not self.status.counters.get("framer_failures"):
+                _log.exception("the protocol fails, its bytes are recorded as they are source=%s", self.name)
+            self.status.count("framer_failures")
+            cut = range(0, len(data), PAYLOAD_BYTES_MAX)
+            return [(at_ns, data[at : at + PAYLOAD_BYTES_MAX], SerialFlag.SERIAL, 0) for at in cut]
 
     def _record(self, frames: Frames, recorder: Recorder) -> None:
         self.status.counters.update(self._framer.counters)

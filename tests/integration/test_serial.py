@@ -23,7 +23,7 @@ import pytest
 import uvloop
 
 from ingestd.clock import mono_ns
-from ingestd.framing import FRAMERS
+from ingestd.framing import FRAMERS, LineFramer, SerialFrame
 from ingestd.model import Clock, Event, FrameBatch, Link
 from ingestd.sources.serial import SerialPort, reason
 
@@ -348,6 +348,31 @@ async def test_garbage(link: Path, device: Device, monkeypatch: pytest.MonkeyPat
         await until(lambda: port.status.reason == "", "all clear")
     assert recorder.kinds == ["garbage"]
     assert port.status.link is Link.OPEN
+
+
+class Failing(LineFramer):
+    """A plug-in's framer, which is no good."""
+
+    def feed(self, data: bytes, at_ns: int) -> list[SerialFrame]:
+        if b"!" in data:
+            raise ValueError("unforeseen")
+        return super().feed(data, at_ns)
+
+    def flush(self) -> list[SerialFrame]:
+        raise ValueError("unforeseen")
+
+
+@on_both_loops
+async def test_a_framer_that_raises(link: Path, device: Device, caplog: pytest.LogCaptureFixture) -> None:
+    """What it was given is recorded as it came, the next bytes are its again, and the source goes on."""
+    recorder, port = Recorder(), SerialPort("gps", str(link), 9600, Failing())
+    async with running(port, recorder):
+        for said in (b"one\n", b"two!\n", b"three!\n", b"four\n"):
+            await device.send(said)
+            await until(lambda said=said: said.strip() in b" ".join(recorder.payloads), "frame")  # type: ignore[misc]
+    assert recorder.payloads == [b"one", b"two!\n", b"three!\n", b"four"]
+    assert port.status.counters["framer_failures"] == 3  # the end of the stream, too
+    assert caplog.text.count("the protocol fails") == 1
 
 
 @on_both_loops
