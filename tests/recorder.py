@@ -85,11 +85,13 @@ class Instrument:
     def stop(self) -> int:
         """How many lines were sent in all."""
         self._stop.set()
-        self._thread.join(SECONDS_MAX)
+        if self._thread.ident is not None:
+            self._thread.join(SECONDS_MAX)
         return self.sent
 
     def close(self) -> None:
         self.stop()
+        self.link.unlink(missing_ok=True)  # The number of its terminal may be another's soon.
         os.close(self._master)
         os.close(self._slave)
 

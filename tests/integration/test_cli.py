@@ -233,6 +233,11 @@ def test_what_is_not_a_regular_file(migrated: str, tmp_path: Path, capture: Path
     assert "not a regular file" in ingestd("import", capture, "--dbc", fifo, dsn=migrated, exit_code=2).stderr
 
 
+def with_a_keyboard() -> None:
+    """A shell has what it runs in the background ignore Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 SLOW_COMMITS = (  # so that there is time for a keyboard between two of them
     "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
     " $$ BEGIN IF OLD.position > 0 THEN PERFORM pg_sleep(2); END IF; RETURN NEW; END $$",
@@ -246,7 +251,9 @@ def test_stopped_by_the_keyboard(migrated: str, tmp_path: Path) -> None:
     frames = demo.write_capture(big, 3600)
     command = [sys.executable, "-m", "ingestd", "import", str(big), "--dsn", migrated]
     psql(migrated, *SLOW_COMMITS)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=with_a_keyboard
+    ) as process:
         deadline = time.monotonic() + 60
         while psql(migrated, "SELECT count(*) FROM feeds WHERE position > 0") == "0":
             assert time.monotonic() < deadline
