@@ -80,6 +80,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "sources.canbus:_close": "the farewell to an adapter that is gone may raise anything; logged, and closed by hand",
     "sources.canbus:_connection": "drivers raise whatever they meet; becomes the reason why a link is down",
     "sources.canbus:run": "the top of a bus's thread; raised again on the event loop",
+    "sources.serial:_cut": "a plug-in's framer may raise anything; said, and its bytes are recorded as they came",
     "decode.databases:_parse": "cantools' parsers raise whatever they meet; becomes an error naming file and reason",
     "sources.captures.mf4:_load": "asammdf lets through whatever a damaged file makes it raise; becomes a CaptureError",
 }
