@@ -61,6 +61,7 @@ INTERFACES = frozenset(
         "usb2can", "vector", "virtual",
     }
 )  # fmt: skip
+CREDENTIAL = "ingestd.dsn"  # of systemd, for a DSN that nobody else is to read
 INTERFACE_NAME_BYTES_MAX = 15  # IFNAMSIZ of the kernel, without its NUL
 
 
@@ -236,7 +237,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read the file. A `dsn` given, else INGESTD_DSN, is used instead of the file's database.
+    """Read the file. A `dsn`, else INGESTD_DSN, else the credential of systemd goes before the database of the file.
 
     Raises ConfigError with one line for every mistake.
     """
@@ -246,7 +247,7 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
     if at.mistakes:  # The readers' own messages would show the numbers.
         raise ConfigError(f"{path}: {at.mistakes[0]}")
     config: Config = table(Config, _check_all)(raw, at)
-    override, where = (dsn, "--dsn") if dsn else (environment.get("INGESTD_DSN"), "INGESTD_DSN")
+    override, where = (dsn, "--dsn") if dsn else _dsn_of(environment, at)
     if override:
         postgres_dsn(override, Place(where, at.folder, at.mistakes))
     else:
@@ -261,6 +262,23 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
         database = msgspec.structs.replace(config.database, dsn=override, embedded=False)
         config = msgspec.structs.replace(config, database=database)
     return config
+
+
+def _dsn_of(environment: Mapping[str, str], at: Place) -> tuple[str, str]:
+    """The DSN of the environment, else of the credential that systemd has put into a file for us; "" where none is."""
+    if environment.get("INGESTD_DSN"):
+        return environment["INGESTD_DSN"], "INGESTD_DSN"
+    folder = environment.get("CREDENTIALS_DIRECTORY")  # systemd.exec(5), LoadCredential=
+    if not folder:
+        return "", ""
+    path, where = Path(folder) / CREDENTIAL, f"the credential {CREDENTIAL}"
+    try:
+        return path.read_text(encoding="utf-8").strip(), where
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, UnicodeDecodeError):
+        Place(where, at.folder, at.mistakes).wrong("cannot be read", "it is one line of UTF-8, the DSN")
+        return "", ""
 
 
 def control_socket(control: Control, journal: Path) -> Path:

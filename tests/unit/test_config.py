@@ -273,6 +273,24 @@ def test_which_database(tmp_path: Path) -> None:
     assert mistake(tmp_path, MINIMAL, environment={"INGESTD_DSN": "db"}).startswith("INGESTD_DSN: is not an address")
 
 
+def test_a_credential_of_systemd(tmp_path: Path) -> None:
+    """It goes before the file and behind the environment; one that cannot be used is named, and not shown."""
+    (tmp_path / "secrets").mkdir()
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path / "secrets")}
+    assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://db/telemetry"
+    credential = tmp_path / "secrets" / "ingestd.dsn"
+    credential.write_text("postgresql://secret:hush@db/x\n")
+    assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://secret:hush@db/x"
+    with_both = environment | {"INGESTD_DSN": "postgresql://env/x"}
+    assert load(tmp_path, MINIMAL, environment=with_both).database.dsn == "postgresql://env/x"
+    credential.write_text("hush")
+    said = mistake(tmp_path, MINIMAL, environment=environment)
+    assert said.startswith("the credential ingestd.dsn: is not an address")
+    assert "hush" not in said
+    credential.write_bytes(b"\xff")
+    assert "the credential ingestd.dsn: cannot be read" in mistake(tmp_path, MINIMAL, environment=environment)
+
+
 @pytest.mark.parametrize("password", ["hunter#2", "hunter/2", "hunter?2@", "hun@ter/2@"])
 def test_a_password_that_ends_the_host_is_refused(tmp_path: Path, password: str) -> None:
     """A part of it would be taken for a port, a path or a name, and be shown."""
