@@ -81,7 +81,7 @@ class RunningSession:
             if at > self.edited_utc[name]:
                 self.metadata[name], self.edited_utc[name] = fields.get(name), at
         if fields.get("created_utc"):
-            self.created_utc = min(self.created_utc, datetime.fromisoformat(fields["created_utc"]))
+            self.created_utc = datetime.fromisoformat(fields["created_utc"])
 
     @property
     def record(self) -> dict[str, Any]:

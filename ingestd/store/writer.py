@@ -296,9 +296,14 @@ _ADD_EVENT = """
 INSERT INTO events (session_id, source, kind, key, ts_mono_ns, utc_offset_ns, payload)
 VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING
 """
-# The configuration is nobody's to edit: that of the latest stamp is in force.
+# The configuration is nobody's to edit: that of the latest stamp is in force. When the session began is known to who
+# began it, and not to a process that continues it and has not yet looked (whose edits are of second 1), whatever the
+# clocks of both say.
 _LATEST_EDIT_WINS = """
-DO UPDATE SET created_utc = least(sessions.created_utc, excluded.created_utc),
+DO UPDATE SET created_utc = CASE
+        WHEN excluded.updated_utc <= to_timestamp(1) THEN sessions.created_utc
+        WHEN sessions.updated_utc <= to_timestamp(1) THEN excluded.created_utc
+        ELSE least(sessions.created_utc, excluded.created_utc) END,
     name = CASE WHEN $12 > sessions.updated_utc THEN excluded.name ELSE sessions.name END,
     car_id = CASE WHEN $13 > sessions.updated_utc THEN excluded.car_id ELSE sessions.car_id END,
     driver = CASE WHEN $14 > sessions.updated_utc THEN excluded.driver ELSE sessions.driver END,

@@ -38,10 +38,10 @@ FRAMES_IN_TIME = 50  # in a chunk; the server takes more than it has for a large
 DECODER_RAISES = """
 from ingestd.decode.can import Decoder
 decode = Decoder.decode
-def raises(self, frames):
+def raises(self, frames, memory):
     if (frames.data[:, 7] == 7).any():
         raise ZeroDivisionError("seven")
-    return decode(self, frames)
+    return decode(self, frames, memory)
 Decoder.decode = raises
 """
 
