@@ -61,7 +61,7 @@ class OpenSegment:
         self.is_dirty = True
 
     def sync(self) -> None:
-        """Make what was written durable; any thread. Raises OSError, also if the file was deleted or replaced."""
+        """Make what was written durable; any thread. Raises OSError, also if the file was deleted, replaced or cut."""
         try:
             os.fdatasync(self._descriptor)
         except OSError:
@@ -69,6 +69,8 @@ class OpenSegment:
             raise
         if not is_in_place(self._descriptor, self.segment.path):
             raise FileNotFoundError(f"{self.segment.path} was deleted or replaced")
+        if os.fstat(self._descriptor).st_size < self.segment.bytes:  # Without its beginning nobody can read the rest.
+            raise FileNotFoundError(f"{self.segment.path} was cut")
 
     def trim(self) -> None:
         """Give back what was allocated and not used; any thread, once nobody appends any more. Raises OSError."""
@@ -237,7 +239,7 @@ class Shelf:
         number = self.next_number()
         path = self.folder / segment_name(number, rejected=True)
         header = SegmentHeader(number, NO_STRETCH, 1, origin, 0, "")
-        opened = OpenSegment(allocate(path, HEADER_BYTES), Segment(path, header, self.segment_bytes, 0))
+        opened = OpenSegment(allocate(path, HEADER_BYTES), Segment(path, header, HEADER_BYTES, 0))
         opened.append(header.pack())
         sync_folder(self.folder)
         return opened

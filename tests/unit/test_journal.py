@@ -485,6 +485,24 @@ def test_a_file_that_was_deleted(tmp_path: Path) -> None:
     assert journal.books()["can0"] == Books(30, 10, 0, 0, {"damage": 20})
 
 
+def test_a_file_that_was_cut(tmp_path: Path) -> None:
+    """Somebody empties the segment being written: recording goes on in another, for nobody could read the rest."""
+    journal = open_journal(tmp_path)
+    journal.append_frames(frames(0, 10), CLOCK)
+    journal.sync()
+    os.truncate(tmp_path / "00000001.journal", 0)
+    journal.append_frames(frames(10, 10), CLOCK)
+    journal.sync()
+    journal.append_frames(frames(20, 10), CLOCK)
+    assert "was cut" in "".join(journal.notices())
+    assert journal._log.segment is not None
+    assert journal._log.segment.segment.path.name != "00000001.journal"
+    assert numbers_of(send_all(journal)) == list(range(10, 30))
+    assert journal.books()["can0"] == Books(30, 20, 0, 0, {"damage": 10})
+    kill(journal)
+    assert open_journal(tmp_path).books()["can0"] == Books(30, 20, 0, 0, {"damage": 10})
+
+
 def test_an_event_too_large_for_a_segment(tmp_path: Path) -> None:
     """It is recorded without its payload rather than not at all."""
     journal = open_journal(tmp_path)
