@@ -20,6 +20,7 @@ from pathlib import Path
 import asyncpg
 
 from ingestd.journal import Kind, Record
+from ingestd.journal.record import any_set
 from ingestd.journal.segment import list_folder, read_segment
 
 SECONDS_MAX = 60.0
@@ -173,6 +174,8 @@ class Recorder:
             if items and not isinstance(items[-1], Record):
                 items.pop()  # the torn end that a kill leaves
             for record in items:
+                if not isinstance(record, Record) and not any_set(record.data):
+                    continue  # Somebody has cut the file while it was written.
                 assert isinstance(record, Record), f"damage: {record}"
                 found.update(frames_of(record))
         return found
