@@ -4,6 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 KILLS ?= 200
 SECONDS ?= 3600
+FUZZ_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
@@ -51,8 +52,9 @@ coverage: $(VENV)/.installed-test ## two minutes: every branch that decides over
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=100
 
-torture: $(VENV)/.installed-test ## the long fault campaign, half an hour: make torture KILLS=200 SECONDS=3600 SEED=1
+torture: $(VENV)/.installed-test ## the long fault campaign, then ten minutes of fuzz: make torture KILLS=200 SECONDS=3600 SEED=1
 	$(BIN)/python -m tests.torture --kills $(KILLS) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.property.fuzz --seconds $(FUZZ_SECONDS) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/.installed-test ## everything that comes from outside, mutated, until the time is over: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python -m tests.property.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
