@@ -35,7 +35,7 @@ def proxy(migrated: str) -> Iterator[Proxy]:
     parts = urlsplit(migrated)
     where = parse_qs(parts.query)
     if "host" in where:
-        upstream: str | tuple[str, int] = f"{where['host'][0]}/.s.PGSQL.{where['port'][0]}"
+        upstream: str | tuple[str, int] = f"{where['host'][0]}/.s.PGSQL.{where.get('port', ['5432'])[0]}"
     else:  # INGESTD_TEST_DSN
         upstream = (parts.hostname or "localhost", parts.port or 5432)
     wire = Proxy(upstream)
