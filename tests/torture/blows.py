@@ -102,10 +102,9 @@ def suspend_the_daemon(scene: Scene) -> None:
 
 def fill_the_disk(scene: Scene) -> None:
     assert scene.disk is not None
-    with (scene.disk / "hog").open("wb") as hog, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), (scene.disk / "hog").open("wb", buffering=0) as hog:
         while True:
             hog.write(bytes(1 << 20))
-            hog.flush()
 
 
 def mend(scene: Scene) -> None:
