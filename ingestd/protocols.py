@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from ingestd.decode.can import Decoded
 from ingestd.errors import ConfigError
@@ -23,6 +23,7 @@ from ingestd.model import FrameBatch, Memory
 GROUP: Final = "ingestd.protocols"
 
 Options = Mapping[str, Any]
+Made = TypeVar("Made")
 
 
 class FrameDecoder(Protocol):
@@ -69,7 +70,7 @@ def new_framer(line: Line) -> Framer:
     """A framer for one line. Raises ConfigError for a plugin that cannot be loaded."""
     if line.protocol in FRAMERS:
         return FRAMERS[line.protocol]()
-    return plugin(line.protocol).framer(**line.options)
+    return _made(line, plugin(line.protocol).framer)
 
 
 def new_decoder(source: str, line: Line) -> FrameDecoder | None:
@@ -77,7 +78,16 @@ def new_decoder(source: str, line: Line) -> FrameDecoder | None:
     if line.protocol in _DECODERS:
         return _DECODERS[line.protocol](source, line.options)
     make = plugin(line.protocol).decoder
-    return None if make is None else make(source, **line.options)
+    return None if make is None else _made(line, make, source)
+
+
+def _made(line: Line, make: Callable[..., Made], *given: str) -> Made:
+    """What a plugin makes of the configuration's options."""
+    try:
+        return make(*given, **line.options)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f'the protocol "{line.protocol}" cannot do with its options: {said}') from error
 
 
 def plugin(name: str) -> SerialProtocol:

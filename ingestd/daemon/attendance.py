@@ -21,6 +21,7 @@ class Attendance:
         self._recorder = recorder
         self._on_failure = on_failure
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def begin_all(self) -> None:
@@ -42,14 +43,19 @@ class Attendance:
         tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
         for task in tasks:
             task.cancel()
+        self._ending.update(tasks)
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 log.error("a source did not end as it should", exc_info=result)
+        self._ending.difference_update(tasks)
 
     async def end_all(self) -> None:
         """End every source, for good."""
         self._closed = True
         await self.end(list(self._tasks))
+        await asyncio.gather(
+            *self._ending, return_exceptions=True
+        )  # which a reload has told to end, and waits for, too
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._tasks.get(task.get_name()) is task:

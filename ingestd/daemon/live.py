@@ -92,11 +92,11 @@ class Live:
     def _note(self, batch: FrameBatch) -> None:
         if (in_force := self._decoders_in_force()) is None:
             return
-        if in_force is not self._in_force:
-            self._in_force, self._noting = in_force, in_force.anew()
-            self._remembering = self._noting.remembering
-        if batch.source in self._remembering and self._noting is not None:
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # Nothing that goes wrong here stops a recording.
+            if in_force is not self._in_force:
+                self._in_force, self._noting = in_force, in_force.anew()
+                self._remembering = self._noting.remembering
+            if batch.source in self._remembering and self._noting is not None:
                 self._noting.remember(batch, self._memory.setdefault(batch.source, {}))
 
     async def watch(self, pattern: str, seconds: float) -> AsyncGenerator[list[Value]]:

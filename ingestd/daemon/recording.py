@@ -128,7 +128,7 @@ class Recording:
 
     def expect_gap(self, source: str, reason: str) -> None:
         """The source is away for a moment from now on: a gap, until its next frame."""
-        self._gaps[source] = self._now(), reason
+        self._gaps.setdefault(source, (self._now(), reason))  # Of two reloads without a frame between, the first.
 
     def forget_before(self) -> None:
         """Another session begins: what comes next continues nothing."""

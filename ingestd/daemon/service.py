@@ -31,7 +31,7 @@ from ingestd.daemon.recording import Recording
 from ingestd.daemon.session import RunningSession, checked_text
 from ingestd.delivery.sending import Delivery
 from ingestd.delivery.status import DeliveryStatus
-from ingestd.errors import IngestdError, StoreError
+from ingestd.errors import ConfigError, IngestdError, StoreError
 from ingestd.journal import Journal, SessionInfo
 from ingestd.metrics import JournalNumbers, Snapshot, StoreNumbers
 from ingestd.model import Books, Event, Source
@@ -235,7 +235,11 @@ class Daemon:
         return self.config.database.dsn
 
     async def _load(self) -> None:
-        loaded = await load_at_start(self.config, self._troubled, self._cured)
+        try:
+            loaded = await load_at_start(self.config, self._troubled, self._cured)
+        except ConfigError as error:  # of a plug-in's decoder
+            self._troubled("configuration", f"{error}; recording goes on, nothing is sent until it is corrected")
+            return
         self.decode_with(loaded)
         if loaded.hashes:
             self.session.configure(self.config, loaded.hashes)

@@ -22,6 +22,7 @@ Events: link_down, link_up, clock_step, and the states of the bus (`can_bus_stat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -97,7 +98,8 @@ class SocketCan:
             filters = ()
         self._filters = filters or None
         if self._socket is not None:
-            self._socket.filter(filters or EVERY_FRAME)
+            with contextlib.suppress(OSError):  # The adapter is going away; the next socket begins with them.
+                self._socket.filter(filters or EVERY_FRAME)
 
     async def run(self, recorder: Recorder) -> None:
         """Read until cancelled; see `model.Source`."""

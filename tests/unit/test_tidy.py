@@ -76,6 +76,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "delivery.sending:_prepare": "records that cannot be prepared are halved, and the one at fault is rejected",
     "delivery.sending:_try": "the top of the task that sends; becomes a fault that is said, waited for and tried again",
     "delivery.transactions:_decode": "decoders meet whatever a bus says; the frame at fault is stored undecoded",
+    "protocols:_made": "what an installed package runs may raise anything; becomes an error that names it",
     "protocols:plugin": "what an installed package runs may raise anything; becomes an error that names it",
     "sources.canbus:_close": "the farewell to an adapter that is gone may raise anything; logged, and closed by hand",
     "sources.canbus:_connection": "drivers raise whatever they meet; becomes the reason why a link is down",
