@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import logging
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -20,6 +21,8 @@ import numpy as np
 
 from ingestd.model import Channel, Clock, FrameBatch, Memory, SignalBatch
 from ingestd.pipeline import Decoders
+
+log = logging.getLogger(__name__)
 
 DECODE_SECONDS: Final = 0.1  # how often what has come is decoded
 QUIET_SECONDS: Final = 5.0  # after which a watcher is told that nothing has changed
@@ -129,6 +132,7 @@ class Live:
 
     async def _end(self) -> None:
         """Nobody watches any more."""
+        log.info("watched no more")
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

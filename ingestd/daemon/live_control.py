@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from aiohttp import web
 
@@ -26,10 +26,12 @@ def live_routes(daemon: Daemon) -> list[web.RouteDef]:
         pattern, seconds = request.query.get("pattern", "*"), _seconds(request.query.get("seconds", "0.5"))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async with aclosing(daemon.live.watch(pattern, seconds)) as watch:
-            async for values in watch:
-                # This waits for a slow reader. Meanwhile values change, and only the newest are told.
-                await response.write("".join([*map(_line, values), "\n"]).encode())
+        # A reset is how a watcher says goodbye.
+        with suppress(ConnectionResetError):
+            async with aclosing(daemon.live.watch(pattern, seconds)) as watch:
+                async for values in watch:
+                    # This waits for a slow reader. Meanwhile values change, and only the newest are told.
+                    await response.write("".join([*map(_line, values), "\n"]).encode())
         return response
 
     return [web.get("/tail", tail)]

@@ -195,10 +195,24 @@ async def _devices(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     decoders = Decoders(bindings, protocols={line.name: protocol_of(line) for line in config.serial})
-    return [_device(source, *states[source.name], listener, decoders, seconds) for source in sources]
+    to_decode = {bus.name for bus in config.can if bus.dbc}
+    to_decode |= {line.name for line in config.serial if line.protocol != "lines"}
+    return [
+        _device(source, *states[source.name], listener, decoders, seconds, is_to_decode=source.name in to_decode)
+        for source in sources
+    ]
 
 
-def _device(source: Source, link: Link, reason: str, listener: Listener, decoders: Decoders, seconds: float) -> Finding:
+def _device(
+    source: Source,
+    link: Link,
+    reason: str,
+    listener: Listener,
+    decoders: Decoders,
+    seconds: float,
+    *,
+    is_to_decode: bool,
+) -> Finding:
     heard = listener.heard[source.name]
     if link is not Link.OPEN:
         return Finding("problem", source.name, f"{reason or 'cannot be opened'}; `run` would wait for it")
@@ -212,6 +226,9 @@ def _device(source: Source, link: Link, reason: str, listener: Listener, decoder
     counts = [decoder.decode(batch, memory).counts for batch in listener.batches[source.name]]
     frames, decoded = sum(each.frames for each in counts), sum(each.decoded for each in counts)
     text += f", {decoded / frames:.0%} of them become signals"
+    if not decoded and is_to_decode and not reason:
+        hint = "is it the right signal database, or protocol? (CSV needs its header first, or `columns`)"
+        return Finding("note", source.name, f"{text}: {hint}")
     return Finding("problem" if reason else "ok", source.name, f"{text}; {reason}" if reason else text)
 
 

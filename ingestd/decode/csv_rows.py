@@ -227,7 +227,7 @@ class _Reading:
             cells = self._as_row(text, waiting)
             if cells is None:
                 continue
-            if self._units_row == "always" and waiting.units is None:
+            if self._units_row == "always" and waiting.units is None and not self._is_configured:
                 self._waiting[number] = waiting._replace(units=tuple(cells))
                 return []
             if not self._is_configured:
@@ -253,11 +253,10 @@ class _Reading:
         newest, header = (self._waiting[-1] if self._waiting else None), self.header
         if len(found) > 1 and not found[-1] and not (newest is not None and len(newest.cells) == len(found)):
             found = found[:-1]
-        if newest is not None:
+        if newest is not None and newest.fits(found):
             if found == newest.cells:
                 return None
-            wants_units = newest.units is None and self._units_row != "never" and len(newest.cells) > 1
-            if wants_units and newest.fits(found):
+            if newest.units is None and self._units_row != "never" and len(newest.cells) > 1:
                 self._waiting[-1] = newest._replace(units=found[: len(newest.cells)])
                 return None
         elif header is not None and header.fits(cells):

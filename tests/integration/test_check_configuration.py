@@ -88,6 +88,18 @@ def test_a_silent_device(tmp_path: Path) -> None:
         os.close(device._slave)
 
 
+def test_a_device_that_is_not_understood(tmp_path: Path) -> None:
+    """Rows of a table whose names nobody has said: recorded, and worth a note."""
+    device = Instrument(tmp_path / "ecu", pause_s=0.02, say=lambda number: b"%d,2\n" % number)
+    device.start()
+    try:
+        level, text = check(write(tmp_path, serial(device.link).replace("nmea", "csv")))["gps"]
+        assert level == "note"
+        assert "0% of them become signals: is it the right signal database, or protocol?" in text
+    finally:
+        device.close()
+
+
 def test_signal_databases(tmp_path: Path) -> None:
     """How much is in each; one that cannot be parsed is a problem that names its line."""
     (tmp_path / "engine.dbc").write_text(DBC)

@@ -76,6 +76,8 @@ def test_lines_and_json_in_a_pipe(daemon: Recorder) -> None:
     assert alt == ("m", 0)
     stamps = [value["ts_mono_ns"] for value in values if value["channel"] == "GGA.alt"]
     assert stamps == sorted(set(stamps))
+    wait_until(lambda: "watched no more" in daemon.log(), "end of both", more=daemon.log)
+    assert "Traceback" not in daemon.log()
 
 
 def test_a_reader_who_does_not_read(daemon: Recorder, gps: Instrument) -> None:
@@ -131,6 +133,7 @@ def test_the_daemon_ends(daemon: Recorder) -> None:
         process.stdout.read()
         assert process.wait(30) == 1
         assert "the daemon" in process.stderr.read()
+    assert "Traceback" not in daemon.log()
     with tail(daemon) as process:
         assert process.wait(30) == 1
         assert process.stderr is not None

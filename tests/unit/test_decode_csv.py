@@ -105,6 +105,10 @@ def test_a_log_cut_anywhere_needs_only_its_memory(shared_data: Path, name: str) 
         ([b"t,rpm", b"1,2", b"t,rpm,map", b"3,4,5"], [{"t": 1, "rpm": 2}, {"t": 3, "rpm": 4, "map": 5}]),
         ([b"t,rpm", b"1,2", b"t,map", b"3,4"], [{"t": 1, "rpm": 2}, {"t": 3, "map": 4}]),
         ([b"t,rpm", b"1,2", b"t,map", b"WATCHDOG", b"a,b,c", b"3,4"], [{"t": 1, "rpm": 2}, {"t": 3, "map": 4}]),
+        (
+            [b"t,rpm,st", b"1,2,3", b"ERR", b"off,on,auto", b"4,5,6"],
+            [{"t": 1, "rpm": 2, "st": 3}, {"t": "off", "rpm": "on", "st": "auto"}, {"t": 4, "rpm": 5, "st": 6}],
+        ),
         ([b"t,rpm", b"t,rpm", b"1,2"], [{"t": 1, "rpm": 2}]),
         ([b"t,rpm", b"1", b"1,2", b"1,2,3", b"3,4"], [{"t": 1, "rpm": 2}, {"t": 3, "rpm": 4}]),
         ([b"t,rpm", b"1\xff,2", b"1_0,9007199254740993"], [{"t": "1_0", "rpm": 9007199254740992}]),
@@ -145,6 +149,11 @@ def test_rows_without_a_header_are_not_decoded() -> None:
         ({"delimiter": "comma"}, [b"a;b,c", b"1,2"], [{"a;b": 1, "c": 2}]),
         ({"units_row": "never"}, [b"t,rpm", b"x,y", b"1,2"], [{"x": 1, "y": 2}]),
         ({"units_row": "always"}, [b"t,rpm", b"s,1", b"1,2"], [{"t": 1, "rpm": 2}]),
+        (
+            {"columns": ("t", "rpm"), "units_row": "always"},
+            [b"1,2", b"x,y", b"3,4"],
+            [{"t": 1, "rpm": 2}, {"t": "x", "rpm": "y"}, {"t": 3, "rpm": 4}],
+        ),
         ({"time_field": "at"}, [b"at,rpm", b"2026-11-25T10:00:00Z,2"], [{"at": 1795600800.0, "rpm": 2}]),
     ],
 )

@@ -67,6 +67,7 @@ def keyvalue(*lines: bytes, memory: Memory | None = None) -> Decoded:
         (b"t=12:30:01 v=1_000 w=0x1F", {"t": "12:30:01", "v": "1_000", "w": "0x1F"}),
         ("\u00f6l=3 temp_\u00b0C=4".encode(), {"\u00f6l": 3, "temp_\u00b0C": 4}),
         (b"a=1 a=2", {"a": 2}),
+        (b"temp: rpm: 3000", {"rpm": 3000}),
         (b"a=nan b= c=1", {"c": 1}),
         (b"a=inf b=1e999 c=1", {"c": 1}),
     ],
