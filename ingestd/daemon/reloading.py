@@ -112,7 +112,7 @@ def _with_what_stays(before: Config, wanted: Config) -> Config:
 
 def _opened(table: Can | Serial) -> Can | Serial:
     """Of a source's table what decides how its device is opened and read: everything but the databases."""
-    return msgspec.structs.replace(table, dbc=()) if isinstance(table, Can) else table
+    return msgspec.structs.replace(table, dbc=())
 
 
 def _edits(before: Config, config: Config) -> dict[str, str]:
@@ -135,10 +135,10 @@ def _changed_databases(config: Config, before: Loaded | None, after: Loaded) -> 
     def uses(loaded: Loaded) -> set[tuple[str, Any]]:
         return {
             (database.name, (bus.name, order, database.sha256, database.match))
-            for bus in loaded.config.can
+            for bus in tables_of(loaded.config)
             for order, database in enumerate(loaded.of(bus))
         }
 
     if before is None:
-        return sorted({file.file.name for bus in (*config.can, *after.config.can) for file in bus.dbc})
+        return sorted({file.file.name for bus in (*tables_of(config), *tables_of(after.config)) for file in bus.dbc})
     return sorted({name for name, _ in uses(after) ^ uses(before)})
