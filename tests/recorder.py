@@ -64,6 +64,7 @@ class Instrument:
         link.unlink(missing_ok=True)
         link.symlink_to(os.ttyname(self._slave))
         self._stop = threading.Event()
+        self._give_up_at = 0.0
         self._thread = threading.Thread(target=self._talk, daemon=True)
 
     def start(self) -> None:
@@ -71,20 +72,22 @@ class Instrument:
 
     def _talk(self) -> None:
         for number in itertools.count():
-            line = self.say(number)
-            while line and not self._stop.is_set():
+            line = whole = self.say(number)
+            while line:
+                # A line that is begun is ended, for somebody may have read its number; unless nobody reads any more.
+                if self._stop.is_set() and (len(line) == len(whole) or time.monotonic() > self._give_up_at):
+                    return
                 with contextlib.suppress(BlockingIOError):
                     line = line[os.write(self._master, line) :]
                 if line:
                     time.sleep(0.01)  # Nobody reads: on a real wire it would be lost; here it waits.
-            if line:
-                return
             self.sent, self.sent_at = number + 1, time.monotonic()
             if self._stop.wait(self.pause_s):
                 return
 
     def stop(self) -> int:
         """How many lines were sent in all."""
+        self._give_up_at = time.monotonic() + 1.0
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(SECONDS_MAX)
@@ -170,7 +173,10 @@ class Recorder:
         """Source, stamp and payload of every frame in the journal."""
         found: Counter[tuple[str, int, str]] = Counter()
         for path in (name.path for name in list_folder(self.journal)[0] if name.number and not name.rejected):
-            items = list(read_segment(path))
+            try:
+                items = list(read_segment(path))
+            except FileNotFoundError:
+                continue  # A daemon that starts removes what the one before had allocated and not used.
             if items and not isinstance(items[-1], Record):
                 items.pop()  # the torn end that a kill leaves
             for record in items:
