@@ -162,9 +162,10 @@ class Delivery:
         return not cursor.done and (cursor.attempt is not None or cursor.position < stretch.last_sequence)
 
     def _is_urgent(self, stretch: Stretch) -> bool:
-        """Whether a batch was refused and is being halved: that is not to take as many intervals as halvings."""
+        """Whether the next batch need not wait for an interval: there was more than went into the last one, or a batch
+        was refused and is being halved."""
         cursor = self._cursors.get(stretch.id)
-        return cursor is not None and cursor.records_max is not None
+        return cursor is not None and (cursor.records_max is not None or not cursor.attempt_is_all)
 
     async def _try(self, stretch: Stretch) -> None:
         """Send one batch of a stretch, or find out why not, and see to it that it is tried again, but not at once."""

@@ -89,6 +89,18 @@ async def test_what_is_recorded_is_sent_as_it_comes(
     assert [record.message.partition(" outage")[0] for record in caplog.records] == ["the database takes data"]
 
 
+async def test_more_than_a_batch_does_not_wait_for_intervals(migrated: str, journal: Journal) -> None:
+    """A backlog of the newest stretch goes on at once, batch after batch: an interval is for what is up to date."""
+    count = BATCH_BYTES_MIN // 4
+    for first in range(0, count, 1000):
+        journal.append_frames(frames(first, min(1000, count - first)), CLOCK)
+    delivery = make(journal, migrated, interval_s=3600.0)
+    async with sending(delivery):
+        await until(lambda: all_committed(journal), "commit of all")
+    assert delivery.status.commits > 2
+    assert books(journal) == Books(count, count)
+
+
 async def test_nothing_is_sent_before_the_decoders_are_there(migrated: str, journal: Journal) -> None:
     """Frames stored without their signals could not be decoded any more: they wait, even when told to stop."""
     journal.append_frames(frames(0, 10), CLOCK)
