@@ -60,7 +60,7 @@ fuzz: $(VENV)/.installed-test ## everything that comes from outside, mutated, un
 	$(BIN)/python -m tests.property.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.installed-test ## measure what docs/benchmarks.md says, here
-	$(BIN)/python bench/import.py
+	$(BIN)/python bench/importing.py
 	$(BIN)/python bench/live.py --quick
 
 clean: ## remove the virtual environment and what the tools left behind; no data

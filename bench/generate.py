@@ -203,7 +203,9 @@ def _signal(
 ) -> Signal:
     """A wave with noise, in `wide` bits or less."""
     bits = int(dice.integers(max(1, min(wide, BITS_MAX) // 2), min(wide, BITS_MAX) + 1))
-    signed, span = bool(dice.integers(2)) and bits > 1, 1 << bits
+    # asammdf takes signed numbers of 8 or 16 bits that do not begin with a byte for others: no peer could be compared.
+    signed = bool(dice.integers(2)) and bits not in (1, 8, 16)
+    span = 1 << bits
     turns, phase = dice.uniform(0.5, 20), dice.uniform(0, 2 * np.pi)
     wave = np.sin(2 * np.pi * turns * np.arange(rows) / rows + phase) * 0.4 + dice.normal(0, 0.002, rows)
     raw = np.clip(np.rint((wave + 0.5) * (span - 1)), 0, span - 1).astype(np.int64) - (span // 2 if signed else 0)
@@ -311,8 +313,8 @@ def convert(capture: Path, kind: str) -> Path:
     path = capture.with_suffix(f".{kind}")
     with can.LogReader(capture) as reader, can.Logger(path) as logger:
         for message in reader:
-            # The formats number their channels; ours are called can0, can1 …
-            message.channel = int(str(message.channel).removeprefix("can"))
+            # The formats number their channels. In MF4 a 0 would mean any of them.
+            message.channel = int(str(message.channel).removeprefix("can")) + (kind == "mf4")
             logger(message)
     return path
 

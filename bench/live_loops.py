@@ -3,8 +3,9 @@
     python live_loops.py receive OUT CHANNEL       python-can's `recv`, and nothing done with what it gives
     python live_loops.py store OUT DSN DBC CHANNEL…  python-can's Notifier, cantools, asyncpg: rows into one plain table
 
-As ordinary as bench/naive.py, with its table and its five indexes; rows are copied when there are 20,000 of them, or
-twice a second. On SIGINT it ends and writes to OUT how many frames it had. OUT is there, empty, once it listens.
+As ordinary as bench/peers/asyncpg_copy.py, with its table and its five indexes; rows are copied when there are 20,000
+of them, or twice a second. On SIGINT it ends and writes to OUT how many frames it had. OUT is there, empty, once it
+listens.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def receive(out: Path, channel: str) -> None:
 async def store(out: Path, dsn: str, dbc: str, channels: list[str]) -> None:
     import asyncpg
     import cantools
-    from naive import COLUMNS, TABLE
+    from peers.plain_table import COLUMNS, TABLE
 
     database = cantools.database.load_file(dbc)
     connection = await asyncpg.connect(dsn)

@@ -1,18 +1,17 @@
-"""What a user would write by hand: python-can reads, cantools decodes, asyncpg copies rows into one plain table.
+"""What the scripts written by hand share: one plain table with the usual indexes, and a row for each signal.
 
-Kept deliberately ordinary, with the usual five indexes and batches large enough to be fair (20,000 rows).
-
-    python bench/naive.py DSN CAPTURE [SOURCE:]DBC…
+Kept deliberately ordinary: python-can reads, cantools decodes, a tuple is made of each value.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import sys
-import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
 
-import asyncpg
 import can
 import cantools
 
@@ -33,19 +32,22 @@ CREATE INDEX ON naive_signals (channel, ts);
 CREATE INDEX ON naive_signals (ts);
 """
 COLUMNS = ["session_id", "source", "channel", "ts", "ts_ns", "value", "unit"]
-ROWS_PER_COPY = 20_000
+ROWS_AT_ONCE = 10_000
+
+Row = tuple[Any, ...]
 
 
-async def main(dsn: str, capture: str, databases: list[str]) -> None:
+def load(databases: list[str]) -> dict[str, Any]:
+    """The signal database of each source, from SOURCE:FILE; '' is every source."""
     by_source = {}
     for entry in databases:
         source, _, path = entry.rpartition(":")
         by_source[source] = cantools.database.load_file(path)
-    connection = await asyncpg.connect(dsn)
-    await connection.execute(TABLE)
-    started = time.perf_counter()
-    rows: list[tuple[object, ...]] = []
-    count = 0
+    return by_source
+
+
+def rows(capture: str, by_source: dict[str, Any]) -> Iterator[Row]:
+    """A row for each signal of each frame that is in a database."""
     for message in can.LogReader(capture):
         database = by_source.get(str(message.channel)) or by_source.get("")
         try:
@@ -57,16 +59,16 @@ async def main(dsn: str, capture: str, databases: list[str]) -> None:
         moment = datetime.fromtimestamp(message.timestamp, UTC)
         for name, value in values.items():
             unit = definition.get_signal_by_name(name).unit
-            rows.append(("s1", message.channel, f"{definition.name}.{name}", moment, ns, float(value), unit))
-        if len(rows) >= ROWS_PER_COPY:
-            await connection.copy_records_to_table("naive_signals", records=rows, columns=COLUMNS)
-            count += len(rows)
-            rows = []
-    await connection.copy_records_to_table("naive_signals", records=rows, columns=COLUMNS)
-    count += len(rows)
-    print(f"{count} {time.perf_counter() - started:.3f}")
-    await connection.close()
+            yield "s1", message.channel, f"{definition.name}.{name}", moment, ns, float(value), unit
 
 
-if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+def batches(capture: str, by_source: dict[str, Any]) -> Iterator[list[Row]]:
+    """The rows, 10,000 at a time."""
+    found = rows(capture, by_source)
+    while batch := list(islice(found, ROWS_AT_ONCE)):
+        yield batch
+
+
+def say(count: int, seconds: float) -> None:
+    """What the runner reads."""
+    sys.stdout.write(json.dumps({"count": count, "seconds": seconds}) + "\n")

@@ -1,6 +1,6 @@
-"""Import a capture as a user does, beside the database's own limit and a script written by hand, in one run.
+"""Import a capture as a user does, beside the database's own limit, in one run.
 
-    python bench/import.py [--seconds 3600] [--dsn DSN] [--quick] [--json FILE]
+    python bench/importing.py [--seconds 7200] [--dsn DSN] [--json FILE]
 
 Prints throughput, memory, linearity, bytes per sample and query times, each with its ratio to a baseline measured in
 the same run. The capture is the demo car's drive, simulated for --seconds of driving. Without --dsn it starts the
@@ -18,26 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
+from limits import copy_by_psql, make_payload
 from server import dsn_of, fresh, server
 
 from ingestd import demo
-from ingestd.chunks import COPY_HEADER, COPY_TRAILER, Placement
-from ingestd.decode.databases import load
-from ingestd.imports import feed_items
-from ingestd.model import ClockState
-from ingestd.pipeline import Binding, Decoders, prepare
-from ingestd.sources.captures import open_capture
-from ingestd.store import embedded
 
 PYTHON = sys.executable
-NAIVE_SECONDS = 60  # of driving: the script by hand is slow, and its rate does not depend on the length
 
 
 async def fetch(dsn: str, query: str, *arguments: Any) -> asyncpg.Record:
@@ -48,25 +41,24 @@ async def fetch(dsn: str, query: str, *arguments: Any) -> asyncpg.Record:
         await connection.close()
 
 
-def bindings() -> list[Binding]:
-    return [Binding(source, load(path)) for source, path in demo.databases().items()]
-
-
 def dbc_arguments() -> list[str]:
+    """Of the demo drive."""
     return [f"{source}:{path}" for source, path in demo.databases().items()]
 
 
-def import_as_a_process(dsn: str, capture: Path) -> dict[str, Any]:
+def import_as_a_process(dsn: str, capture: Path, databases: Sequence[str]) -> dict[str, Any]:
     """`ingestd import` in a process of its own: wall time from its start to its end, peak memory, its own summary."""
     command = [PYTHON, "-m", "ingestd", "import", str(capture), "--dsn", dsn, "--json"]
-    command += [part for dbc in dbc_arguments() for part in ("--dbc", dbc)]
+    command += [part for dbc in databases for part in ("--dbc", dbc)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with ThreadPoolExecutor(1) as watcher:
         memory = watcher.submit(peak_memory_mb, process.pid)
         assert process.stdout is not None
-        output = process.stdout.read()
+        with process.stdout:
+            output = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
     if status:
         sys.exit(f"the import failed: {status}")
@@ -94,54 +86,6 @@ def peak_memory_mb(pid: int) -> float:
             return peak_kb / 1024
         peak_kb = int(marks[0].split()[1])
         time.sleep(0.02)
-
-
-def copy_limit(dsn: str, capture: Path, folder: Path) -> tuple[float, int]:
-    """Seconds that psql's \\copy needs for the very bytes the import sends, into the same tables; and the bytes."""
-    files = {"signal_chunks": folder / "signals.bin", "frame_chunks": folder / "frames.bin"}
-    columns: dict[str, tuple[str, ...]] = {}
-    handles = {table: path.open("wb") for table, path in files.items()}
-    for handle in handles.values():
-        handle.write(COPY_HEADER)
-    opened = open_capture(capture)
-    placement = Placement(UUID(int=1), 0, ClockState.SET)
-    for transaction in prepare(feed_items(opened), Decoders(bindings()), placement):
-        for copy in transaction.batch.copies:
-            columns[copy.table] = copy.columns
-            payload = b"".join(copy.pieces)
-            handles[copy.table].write(payload[len(COPY_HEADER) : -len(COPY_TRAILER)])
-    script = [
-        "SELECT set_config('default_toast_compression', 'lz4', false) FROM pg_settings"
-        " WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals);"
-    ]
-    for table, handle in handles.items():
-        handle.write(COPY_TRAILER)
-        handle.close()
-        script.append(f"\\copy {table} ({', '.join(columns[table])}) FROM '{files[table]}' WITH (FORMAT binary)")
-    command = [str(embedded.psql_path()), dsn, "-q", "-X", "-v", "ON_ERROR_STOP=1"]
-    started = time.perf_counter()
-    subprocess.run(command, input="\n".join(script), text=True, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
-    size = sum(path.stat().st_size for path in files.values())
-    for path in files.values():
-        path.unlink()
-    return seconds, size
-
-
-async def naive(dsn: str, ours: str, capture: Path) -> float:
-    """Signals per second of the script by hand; fails if its values are not ours."""
-    command = [PYTHON, str(Path(__file__).with_name("naive.py")), dsn, str(capture), *dbc_arguments()]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-    count, seconds = done.stdout.split()
-    query = (
-        "SELECT count(*) AS n, sum(hashtextextended({source} || channel || {ns} || ' ' || {value}, 0))::text AS hash"
-        " FROM {table}"
-    )
-    theirs = await fetch(dsn, query.format(source="source", ns="ts_ns", value="value", table="naive_signals"))
-    stored = await fetch(ours, query.format(source="source", ns="ts_mono_ns", value="value_num", table="signals"))
-    if tuple(theirs) != tuple(stored):
-        sys.exit(f"the script by hand and the import stored different values: {tuple(theirs)} and {tuple(stored)}")
-    return int(count) / float(seconds)
 
 
 async def sizes(dsn: str) -> tuple[float, float]:
@@ -234,28 +178,27 @@ async def overview_of_a_day(connection: asyncpg.Connection) -> float:
 
 
 async def run(dsn: str, seconds: int, folder: Path) -> dict[str, Any]:
+    """Import the drive, its half and its tenth; then ask SQL."""
     files = {}
     for name, share in (("whole", 1.0), ("half", 0.5), ("tenth", 0.1)):
         files[name] = folder / f"{name}.log"
         demo.write_capture(files[name], seconds * share)
-    imports = {name: import_as_a_process(await fresh(dsn, f"bench_{name}"), path) for name, path in files.items()}
+    imports = {
+        name: import_as_a_process(await fresh(dsn, f"bench_{name}"), path, dbc_arguments())
+        for name, path in files.items()
+    }
     whole, half, tenth = imports["whole"], imports["half"], imports["tenth"]
     say(f"capture: {whole['frames']:,} frames, {files['whole'].stat().st_size / 1e6:.0f} MB, "
         f"{whole['signals'] / whole['frames']:.1f} signals a frame")  # fmt: skip
     rate = whole["signals"] / whole["wall_seconds"]
     say(f"import, whole process: {rate:,.0f} signals/s, {whole['frames'] / whole['wall_seconds']:,.0f} frames/s "
         f"({whole['signals']:,} in {whole['wall_seconds']:.2f} s, CPU {whole['cpu_seconds']:.2f} s)")  # fmt: skip
-    limit_seconds, limit_bytes = copy_limit(await fresh(dsn, "bench_limit"), files["whole"], folder)
+    payload = make_payload(files["whole"], dbc_arguments(), folder)
+    limit_bytes, limit_seconds = payload.nbytes, copy_by_psql(await fresh(dsn, "bench_limit"), payload)
+    payload.remove()
     ratio = whole["wall_seconds"] / limit_seconds
     say(f"psql \\copy of the same bytes: {whole['signals'] / limit_seconds:,.0f} signals/s "
         f"({limit_bytes / 1e6:.0f} MB in {limit_seconds:.2f} s): the import takes {ratio:.2f}x as long")  # fmt: skip
-
-    tiny = folder / "tiny.log"
-    demo.write_capture(tiny, NAIVE_SECONDS)
-    ours = await fresh(dsn, "bench_tiny")
-    import_as_a_process(ours, tiny)
-    by_hand = await naive(await fresh(dsn, "bench_naive", schema=False), ours, tiny)
-    say(f"script by hand: {by_hand:,.0f} signals/s: the import is {rate / by_hand:.0f}x as fast; stored values equal")
 
     # What a frame costs late in the file beside early in it; starting the process is no part of either.
     late = (whole["wall_seconds"] - half["wall_seconds"]) / (whole["frames"] - half["frames"])
@@ -272,7 +215,7 @@ async def run(dsn: str, seconds: int, folder: Path) -> dict[str, Any]:
             f"several {parallel:.1f} ms: {view / parallel:.2f}x")  # fmt: skip
     say(f"signals_overview, 24 h at 100 Hz, 1,000 points: {times['overview_ms']:.2f} ms")
     return times | {
-        "signals_per_second": rate, "limit_seconds": limit_seconds, "naive_signals_per_second": by_hand,
+        "signals_per_second": rate, "limit_seconds": limit_seconds,
         "late_to_early": late / early, "bytes_per_sample": sample, "bytes_per_frame": frame, "imports": imports,
     }  # fmt: skip
 
