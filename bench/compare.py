@@ -55,7 +55,7 @@ STORING = (
     Peer("python-can + cantools + SQLAlchemy bulk insert", "sqlalchemy_insert.py", 0.3),
     Peer("asammdf bus logging extraction + COPY", "asammdf_copy.py", kind="mf4"),
 )
-CAPTURING = Peer("python-can Logger to SQLite (captures only)", "sqlite_logger.py")
+CAPTURING = Peer("python-can Logger to SQLite (captures only)", "sqlite_logger.py", 3.0)
 LIMITS: dict[str, Callable[[str, limits.Payload, Path], float]] = {
     "psql \\copy of ready-made bytes": lambda dsn, payload, _: limits.copy_by_psql(dsn, payload),
     "COPY FROM a file on the server": lambda dsn, payload, _: limits.copy_by_server(dsn, payload),
@@ -74,6 +74,7 @@ class Rate:
     signals: int
     seconds: float
     checked: str  # what was found equal to what
+    memory_mb: float = 0.0  # at most, of ingestd's process
 
     @property
     def signals_per_second(self) -> float:
@@ -125,7 +126,10 @@ def ours(dsn: str, made: generate.Made) -> Rate:
     if wrong := asyncio.run(truth.differences(database, made.channels)):
         sys.exit("ingestd stored something else than was generated:\n" + "\n".join(wrong[:10]))
     checked = "count and sum of each channel: the load's"
-    return Rate("ingestd import", "ingestd", summary["frames"], summary["signals"], summary["wall_seconds"], checked)
+    return Rate(
+        "ingestd import", "ingestd", summary["frames"], summary["signals"], summary["wall_seconds"], checked,
+        summary["memory_mb"],
+    )  # fmt: skip
 
 
 def storing(dsn: str, peer: Peer, slices: Slices, frames: int) -> Rate:
@@ -177,7 +181,7 @@ def compare(dsn: str, load: generate.Load, peer_frames: int, folder: Path) -> It
     yield ours(dsn, made)
     for peer in STORING:
         yield storing(dsn, peer, slices, int(peer.share * peer_frames))
-    yield capturing(CAPTURING, slices, peer_frames, folder)
+    yield capturing(CAPTURING, slices, int(CAPTURING.share * peer_frames), folder)
     yield from limiting(dsn, made, folder)
 
 

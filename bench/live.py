@@ -34,10 +34,11 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import machine
 
 HERE = Path(__file__).resolve().parent
 SECTIONS = ("start", "cost", "disk", "latency", "drain", "memory")
@@ -47,22 +48,6 @@ GUEST_MIB, GUEST_SECONDS = 6144, 3000
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def machine() -> str:
-    """What this was measured on, in a line."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "asyncpg", "uvloop", "python-can", "cantools"))
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores, {model[0].partition(': ')[2] if model else '?'}, "
-        f"Linux {platform.release()}; Python {platform.python_version()}, {versions}"
-    )
-
-
-def version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 def main() -> int:
@@ -78,8 +63,8 @@ def main() -> int:
         parser.error(f"no sections {', '.join(sorted(unknown))}")
     if arguments.measure:
         return measure(arguments.measure, getattr(arguments, arguments.measure).split(","), quick=arguments.quick)
-    say(machine())
-    figures: dict[str, Any] = {"machine": machine()}
+    say(machine.line())
+    figures: dict[str, Any] = {"machine": machine.line()}
     codes = []
     for place in DEFAULT:
         if getattr(arguments, place):
