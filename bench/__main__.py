@@ -9,7 +9,8 @@
 
 Prints its tables and writes them, with machine, versions and date, as results.md and results.json; draws its plots.
 What cannot be measured here (live needs root, a C compiler and the distribution's PostgreSQL) is named with the reason.
-Ends with an error if anybody stored something else than was sent. --flame adds a flame graph of an import, by py-spy.
+Ends with an error if anybody stored something else than was sent. --flame adds a flame graph of an import, by py-spy,
+as build/bench/flame.svg.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Run:
             self.miss("live", f"bench/live.py ended with {code}; see what it says above")
 
     def flame(self, out: Path) -> None:
-        """Where an import spends its time, as py-spy sees it."""
+        """Where an import spends its time, as py-spy sees it: with paths of this machine, so not for docs/."""
         beside = Path(sys.executable).with_name("py-spy")
         program = str(beside) if beside.exists() else shutil.which("py-spy")
         if program is None:
@@ -105,7 +106,7 @@ class Run:
         databases = [part for entry in made.dbc_arguments for part in ("--dbc", entry)]
         with server(None) as (dsn, _):
             database = asyncio.run(importing.fresh(dsn, "flame"))
-            command = [program, "record", "--rate", "200", "--threads", "--output", str(out / "flame.svg"), "--"]
+            command = [program, "record", "--rate", "200", "--threads", "--output", str(out), "--"]
             command += [sys.executable, "-m", "ingestd", "import", str(made.capture), "--dsn", database, *databases]
             if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
                 self.miss("flame", "py-spy could not look into the process: is it allowed to?")
@@ -153,7 +154,8 @@ def main() -> None:
         run = Run(quick=arguments.quick, folder=Path(folder))
         measure(run, sections, arguments.dsn)
         if arguments.flame:
-            run.flame(out)
+            QUICK_OUT.mkdir(parents=True, exist_ok=True)
+            run.flame(QUICK_OUT / "flame.svg")
     print()
     report.show(run.results)
     report.write(out, run.results, plots.draw(out, run.results))

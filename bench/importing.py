@@ -31,6 +31,7 @@ from server import dsn_of, fresh, server
 from ingestd import demo
 
 PYTHON = sys.executable
+TURNS = 2  # The faster one counts: the machine disturbed it less.
 
 
 async def fetch(dsn: str, query: str, *arguments: Any) -> asyncpg.Record:
@@ -183,10 +184,10 @@ async def run(dsn: str, seconds: int, folder: Path) -> dict[str, Any]:
     for name, share in (("whole", 1.0), ("half", 0.5), ("tenth", 0.1)):
         files[name] = folder / f"{name}.log"
         demo.write_capture(files[name], seconds * share)
-    imports = {
-        name: import_as_a_process(await fresh(dsn, f"bench_{name}"), path, dbc_arguments())
-        for name, path in files.items()
-    }
+    imports: dict[str, dict[str, Any]] = {}
+    for name, path in files.items():
+        turns = [import_as_a_process(await fresh(dsn, f"bench_{name}"), path, dbc_arguments()) for _ in range(TURNS)]
+        imports[name] = min(turns, key=lambda turn: turn["wall_seconds"])
     whole, half, tenth = imports["whole"], imports["half"], imports["tenth"]
     say(f"capture: {whole['frames']:,} frames, {files['whole'].stat().st_size / 1e6:.0f} MB, "
         f"{whole['signals'] / whole['frames']:.1f} signals a frame")  # fmt: skip

@@ -223,7 +223,8 @@ def measure(
     yield stage("encode raw frames", encode)
     if dsn is not None:
         for name, copies in (("COPY", of_signals), ("COPY raw frames", of_frames)):
-            ours, servers = asyncio.run(copy_into(asyncio.run(fresh(dsn, "stages")), copies))
+            turns = [asyncio.run(copy_into(asyncio.run(fresh(dsn, "stages")), copies)) for _ in range(3)]
+            ours, servers = min(turns, key=sum)
             yield stage(name, ours, server_ns=servers)
 
 
