@@ -48,6 +48,15 @@ def ask(
         return json.loads(answer.read())
 
 
+def runs_with(path: Path, file: Path) -> bool:
+    """Whether a daemon listens at this socket whose configuration is that file. Raises nothing."""
+    try:
+        told = ask(path, "GET", "/daemon")
+        return Path(told["config"]).resolve() == file.resolve()
+    except (IngestdError, OSError, KeyError, TypeError):
+        return False
+
+
 @contextmanager
 def asking(
     path: Path, method: str, target: str, body: Mapping[str, Any] | None = None, *,
