@@ -51,8 +51,7 @@ def ask(
 def runs_with(path: Path, file: Path) -> bool:
     """Whether a daemon listens at this socket whose configuration is that file. Raises nothing."""
     try:
-        told = ask(path, "GET", "/daemon")
-        return Path(told["config"]).resolve() == file.resolve()
+        return Path(ask(path, "GET", "/daemon")["config"]).resolve() == file.resolve()
     except (IngestdError, OSError, KeyError, TypeError):
         return False
 
