@@ -77,6 +77,11 @@ class Live:
     def __repr__(self) -> str:
         return f"<Live: {self._watchers} watchers, {len(self._values)} channels>"
 
+    @property
+    def channels(self) -> int:
+        """How many have had a value since somebody began to watch."""
+        return len(self._values)
+
     def frames(self, batch: FrameBatch, clock: Clock) -> None:
         """Frames that are in the journal. Called for each batch; costs nothing while nobody watches.
 
