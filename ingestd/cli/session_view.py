@@ -40,8 +40,8 @@ def print_sessions(found: Sequence[SessionSummary], running_id: UUID | None) -> 
 def _print_in_lines(session: SessionSummary, running_id: UUID | None) -> None:
     out.print(session.name or "no name", style="bold")
     out.print(f"  {session.id}")
-    end = _end(session, running_id)[:19] or "?"
-    out.print(f"  {moment(session.created_utc)[:19]} UTC, " + (end if end == RUNNING else f"to {end}"))
+    begin, end = moment(session.created_utc)[:19], _end(session, running_id)[:19] or "?"
+    out.print(f"  since {begin} UTC, running" if end == RUNNING else f"  {begin} to {end} UTC")
     out.print(f"  {session.frames:,} frames, {session.samples:,} samples of {session.channels:,} channels")
     said = [f"{LABELS[name]} {text}" for name in OF_PEOPLE if (text := _short(getattr(session, name)))]
     if said:
