@@ -23,7 +23,7 @@ from ingestd.decode.can import Counts, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
 from ingestd.model import ClockState, FrameBatch, Memory, SignalBatch
-from ingestd.protocols import FrameDecoder, Line, RememberingDecoder, new_decoder
+from ingestd.protocols import FrameDecoder, Line, RememberingDecoder, check_memory, new_decoder
 from ingestd.store.writer import FeedBatch, Writer, utc
 
 RETRY_SECONDS_MIN = 0.1
@@ -89,11 +89,20 @@ class Decoders:
         """The sources whose decoder has a memory that outlives a stretch of the journal."""
         return frozenset(each for each in self._lines if isinstance(self.of(each), RememberingDecoder))
 
+    @property
+    def dependent(self) -> frozenset[str]:
+        """Those of which nothing can be read without that memory."""
+        return frozenset(each for each in self.remembering if getattr(self.of(each), "needs_memory", True))
+
     def remember(self, frames: FrameBatch, memory: Memory) -> None:
-        """Bring the memory of one of those sources up to date by frames that are decoded elsewhere."""
+        """Bring the memory of one of those sources up to date by frames that are decoded elsewhere.
+
+        Raises whatever a plug-in raises, and ValueError for a memory that is no JSON.
+        """
         decoder = self.of(frames.source)
         assert isinstance(decoder, RememberingDecoder)
         decoder.remember(frames, memory)
+        check_memory(memory)
 
     @property
     def sources(self) -> Collection[str]:

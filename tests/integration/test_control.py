@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ingestd.config import find_control_socket, load_config
 from ingestd.daemon import control
 from ingestd.daemon.client import NoDaemon, ask, asking
 from ingestd.daemon.control import json_of, serve
+from ingestd.daemon.limited import CONNECTIONS_MAX
 from ingestd.errors import ConfigError, IngestdError, UsageError
 
 
@@ -95,6 +97,25 @@ async def test_questions_and_answers(tmp_path: Path) -> None:
 
         assert await asyncio.to_thread(lines) == [b"0\n", b"1\n", b"2\n"]
     assert not path.exists()
+
+
+async def test_more_connections_than_it_bears(tmp_path: Path) -> None:
+    """They are told so and closed; recording keeps its file descriptors, and who ends makes room."""
+    path = tmp_path / "control.sock"
+    async with serve(path, ROUTES):
+        await until(path.exists)
+        others = [await asyncio.open_unix_connection(path) for _ in range(CONNECTIONS_MAX)]
+        with pytest.raises(IngestdError, match="32 connections are open already"):
+            await asked(path, "GET", "/hello")
+        others[0][1].close()
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(IngestdError):
+                    assert await asked(path, "GET", "/hello") == {"hello": "there"}
+                    break
+                await asyncio.sleep(0.01)
+        for _, writer in others[1:]:
+            writer.close()
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff"])
