@@ -58,8 +58,8 @@ def _short(text: str | None) -> str:
     return line if len(line) <= NOTES_CHARACTERS_MAX else f"{line[: NOTES_CHARACTERS_MAX - 1]}…"
 
 
-def print_session(session: SessionSummary, channels: Sequence[ChannelSummary], *, is_running: bool) -> None:
-    """A session, what people have said of it, and its channels."""
+def print_session(session: SessionSummary, channels: Sequence[ChannelSummary] | None, *, is_running: bool) -> None:
+    """A session, what people have said of it, and its channels; None where the database could not be asked."""
     out.print(" ".join(["session", *([session.name] if session.name else []), str(session.id)]))
     for name in OF_PEOPLE:
         if value := getattr(session, name):
@@ -67,7 +67,7 @@ def print_session(session: SessionSummary, channels: Sequence[ChannelSummary], *
     shown = Listing(
         "channel", "source", "unit", "samples", "min", "mean", "max", "first (UTC)", "last (UTC)", whole=["channel"]
     )
-    for channel in channels:
+    for channel in channels or ():
         shown.add(
             channel.channel, channel.source, channel.unit, f"{channel.samples:,}",
             *(("" if value is None else f"{value:.6g}") for value in (channel.minimum, channel.mean, channel.maximum)),
@@ -78,6 +78,9 @@ def print_session(session: SessionSummary, channels: Sequence[ChannelSummary], *
     span = f"from {moment(session.created_utc)} to {moment(session.ended_utc) or '?'} UTC"
     if is_running:
         span = f"since {moment(session.created_utc)} UTC, running"
+    if channels is None:
+        out.print(span)
+        return
     out.print(
         f"in the database: {session.frames:,} frames, {session.samples:,} samples of {len(channels):,} channels; {span}"
     )

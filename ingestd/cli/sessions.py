@@ -77,7 +77,7 @@ def sessions_list(dsn: str | None, config: Path | None, socket: Path | None, as_
 @click.option("--driver", help="Who drives. Default, as for the rest: the configuration's.")
 @click.option("--track", help="Where.")
 @click.option("--notes", help="Anything else.")
-@click.option("--car", "car_id", help="The car, boat or rig.")
+@click.option("--car", "--car-id", "car_id", help="The car, boat or rig.")
 @json_option
 def sessions_start(config: Path | None, socket: Path | None, as_json: bool, **given: str | None) -> None:
     """End the session that is recorded and begin another. No frame is lost, no device is opened anew."""
@@ -127,13 +127,8 @@ def session_to_edit(session: str, dsn: str | None, config: Path | None, socket: 
     running = running_session(config, socket)
     if running is not None and session.lower() == running["id"]:
         return None
-
-    async def work(dsn: str) -> list[Session]:
-        async with open_catalogue(dsn) as catalogue:
-            return await catalogue.called(session)
-
     try:
-        stored = run(work(database(dsn_of(dsn, config))))
+        stored = run(stored_as(database(dsn_of(dsn, config)), session))
     except (StoreError, ConfigError) as error:
         if running is None or session != running["name"]:
             raise
@@ -141,7 +136,7 @@ def session_to_edit(session: str, dsn: str | None, config: Path | None, socket: 
         return None
     wanted = the_one(session, stored, running)
     if wanted is None:
-        raise no_session(session, config, socket)
+        raise no_session(session, dsn, config, socket)
     if running is not None and str(wanted) == running["id"]:
         return None
     return next(each for each in stored if each.id == wanted)
@@ -249,19 +244,20 @@ def sessions_show(
     SESSION is a name, an id, or `running` for the one that is recorded now. Default: the most recent recording.
     """
     running = running_session(config, socket, is_needed=session == RUNNING)
+    found: tuple[SessionSummary, list[ChannelSummary] | None] | None
     failure = None
     try:
         found = run(describe_session(database(dsn_of(dsn, config)), session, running))
     except (StoreError, ConfigError) as error:
         if running is None or session not in (RUNNING, running["id"], running["name"]):
             raise
-        found, failure = (summary_of(running), []), error
+        found, failure = (summary_of(running), None), error
     if found is None:
-        raise no_session(session, config, socket)
+        raise no_session(session, dsn, config, socket)
     summary, channels = found
     is_running = running is not None and str(summary.id) == running["id"]
     if as_json:
-        description = session_json(summary) | {"running": is_running, "channels": [*map(channel_json, channels)]}
+        description = session_json(summary) | {"running": is_running, "channels": [*map(channel_json, channels or ())]}
         out.print_json(json.dumps(description), indent=None)
     else:
         print_session(summary, channels, is_running=is_running)
@@ -299,14 +295,22 @@ def the_one(wanted: str, stored: Sequence[Session], running: Mapping[str, Any] |
     return ids[0] if ids else None
 
 
-def no_session(session: str | None, config: Path | None, socket: Path | None) -> IngestdError:
+async def stored_as(dsn: str, session: str) -> list[Session]:
+    """The sessions with this name or id that the database has."""
+    async with open_catalogue(dsn) as catalogue:
+        return await catalogue.called(session)
+
+
+def no_session(session: str | None, dsn: str | None, config: Path | None, socket: Path | None) -> IngestdError:
     """Why the database has no such session: there is none, or it is still in the journal."""
     # Here and not above: the journal's kind of lock is unknown elsewhere than on Unix.
     from ingestd.journal.inspection import look
 
     with suppress(IngestdError):
         for stretch in look(folder_of(socket and socket.with_suffix(""), config)).stretches:
-            if session in (stretch.session_name, str(stretch.session_id)):
+            names = stretch.session_name, str(stretch.session_id)
+            # One that the database has was called so once, and is not any more.
+            if session in names and not run(stored_as(database(dsn_of(dsn, config)), names[1])):
                 hint = "it is in the journal until then: ingestd journal status says how much waits"
                 return IngestdError(f"session {session} has ended, and the database does not have it yet", hint)
     return UsageError(f"no session {session or ''}".strip(), "ingestd sessions list shows what there is")

@@ -107,6 +107,7 @@ def test_without_a_database_and_killed_right_behind(tmp_path: Path, own_server: 
         assert shown.stdout.splitlines()[:3] == [
             f"session race {started['session']['id']}", "  car     rig-8", "  driver  Kim",
         ]  # fmt: skip
+        assert "in the database" not in shown.stdout
         assert "the database is away; this is what the daemon records" in shown.stderr
         taken = ingestd(recorder, "sessions", "edit", "race", "car=rig-8")
         assert "whether other sessions are called race cannot be known, the running one is taken" in taken.stderr

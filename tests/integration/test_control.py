@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ingestd.config import find_control_socket, load_config
+from ingestd.config import find_control_socket, likely_control_socket, load_config
 from ingestd.daemon import control
 from ingestd.daemon.client import NoDaemon, ask, asking
 from ingestd.daemon.control import json_of, serve
@@ -278,6 +278,20 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("[control]\nsocket = 7\n")
     with pytest.raises(ConfigError, match=r"control\.socket"):
         find_control_socket(file)
+    assert likely_control_socket(file) == tmp_path / "journal.sock"
+    # What can be read of a file that is no TOML says where, wherever the mistake is; else it is the default.
+    for text, expected in (
+        ('[journal]\npath = "of/car"\n[[can]\n', tmp_path / "of" / "car.sock"),
+        ('[[can]]\nname = "can0\n[control]\nsocket = "here"\n', tmp_path / "here"),
+        ('[journal]\npath = "of/car\n', tmp_path / "journal.sock"),
+        ("\0", tmp_path / "journal.sock"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="not TOML"):
+            find_control_socket(file)
+        assert likely_control_socket(file) == expected
+    file.write_bytes(b"\xff")
+    assert likely_control_socket(file) == likely_control_socket(tmp_path / "gone") == tmp_path / "journal.sock"
     file.write_text('journal = 7\n[database]\ndsn = "postgresql:///x"\n[[can]]\nname = "can0"\n')
     assert find_control_socket(file) == tmp_path / "journal.sock"
     with pytest.raises(ConfigError, match="journal"):
