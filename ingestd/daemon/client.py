@@ -48,11 +48,20 @@ def ask(
         return json.loads(answer.read())
 
 
+def configuration_of(path: Path) -> Path | None:
+    """The file that the daemon at this socket runs with; None where none says so. Raises nothing."""
+    try:
+        return Path(ask(path, "GET", "/daemon")["config"])
+    except (IngestdError, KeyError, TypeError):
+        return None
+
+
 def runs_with(path: Path, file: Path) -> bool:
     """Whether a daemon listens at this socket whose configuration is that file. Raises nothing."""
+    theirs = configuration_of(path)
     try:
-        return Path(ask(path, "GET", "/daemon")["config"]).resolve() == file.resolve()
-    except (IngestdError, OSError, KeyError, TypeError):
+        return theirs is not None and theirs.resolve() == file.resolve()
+    except (OSError, RuntimeError):  # links in a circle
         return False
 
 

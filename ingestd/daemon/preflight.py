@@ -22,7 +22,7 @@ from typing import Final, Literal, cast
 
 from ingestd.clock import WallClock
 from ingestd.config import Address, Can, Config, Database, control_socket
-from ingestd.daemon.client import runs_with
+from ingestd.daemon.client import configuration_of, runs_with
 from ingestd.daemon.devices import filter_by_databases, open_sources, protocol_of, tables_of
 from ingestd.decode.databases import Match, SignalDatabase
 from ingestd.decode.parsing import parse
@@ -88,6 +88,9 @@ async def examine(config: Config, file: Path, seconds: float) -> AsyncIterator[F
         yield finding
     if holder is not None:
         yield _run(holder, is_reload=is_reload)
+    elif (theirs := await asyncio.to_thread(configuration_of, socket)) is not None:
+        text = f"the daemon of {theirs} listens at {socket}: commands would reach that one alone; set control.socket"
+        yield Finding("note", "control", text)
     if config.http.listen is not None:
         yield _http(config.http.listen, holder)
     broken: list[str] = []

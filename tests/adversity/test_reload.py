@@ -191,6 +191,7 @@ def test_a_broken_configuration_is_refused_as_a_whole(
     assert_every_number_once(migrated)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_refused_by_the_daemon(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,12 @@ def test_beside_a_daemon(tmp_path: Path, migrated: str) -> None:
         assert found["ingestd run"][0] == "problem"
         assert "and not with this file" in found["ingestd run"][1]
         assert "ingestd reload" not in found
+        # A journal of its own, and the same control socket.
+        settings = f'[database]\ndsn = "{migrated}"\n[control]\nsocket = "{recorder.journal}.sock"\n'
+        path = write(tmp_path, '[[can]]\nname = "can77"\n', settings, journal='path = "another"\nmax_bytes = "64MiB"\n')
+        found = check(path, "--seconds", "0.1", exit_code=1)
+        assert found["control"][0] == "note"
+        assert f"the daemon of {recorder.config} listens at " in found["control"][1]
         assert "link down" not in recorder.log()
     finally:
         recorder.close()
