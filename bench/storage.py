@@ -16,7 +16,7 @@ import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from ingestd.pipeline import Binding, Decoders
 from ingestd.sources.captures import open_capture
 
 TICKS = 100  # a second, in /proc/PID/stat
-CHANNEL_GROUP = "Wheel"  # of which one channel is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,10 @@ async def measure(dsn: str, variant: Variant, batches: Sequence[SignalBatch]) ->
     size = await connection.fetchval("SELECT pg_total_relation_size('stored')")
     group, position, first = wanted(batches)
     if variant.channels < 32:
-        group, position = group + (position - 1) // variant.channels * variant.channels, (position - 1) % variant.channels + 1
+        group, position = (
+            group + (position - 1) // variant.channels * variant.channels,
+            (position - 1) % variant.channels + 1,
+        )
     scaled = "v * 0.5 + 1.0" if variant.as_integers else "v"
     query = (
         f"SELECT avg({scaled}) FROM stored, unnest(ts, value[{position}:{position}]) AS u (t, v) "
@@ -259,8 +261,8 @@ async def run(dsn: str, frames: int, folder: Path) -> dict[str, Any]:
         best = min([await measure(database, variant, batches) for _ in range(3)], key=lambda each: each.backend_ns)
         results.append(best)
         print(
-            f"{best.name:34} {best.backend_ns:4.0f} ns {best.wall_ns:4.0f} ns {best.bytes:5.2f} B {best.wal_bytes:5.2f} B"
-            f" {best.mean_ms:14.2f} ms {best.window_ms:14.2f} ms",
+            f"{best.name:34} {best.backend_ns:4.0f} ns {best.wall_ns:4.0f} ns {best.bytes:5.2f} B "
+            f"{best.wal_bytes:5.2f} B {best.mean_ms:14.2f} ms {best.window_ms:14.2f} ms",
             flush=True,
         )
     one, two = await two_connections(dsn_of(dsn, "bench_storage"), batches)
@@ -268,7 +270,7 @@ async def run(dsn: str, frames: int, folder: Path) -> dict[str, Any]:
     encoding = encoders(batches)
     for name, ns in encoding.items():
         print(f"encoding with {name}: {ns:.1f} ns a value")
-    return {"variants": [r.__dict__ if hasattr(r, "__dict__") else r.name for r in results], "two": two / one}
+    return {"variants": [asdict(result) for result in results], "two_to_one": two / one, "encoding": encoding}
 
 
 def main() -> None:
