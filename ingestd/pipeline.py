@@ -23,11 +23,14 @@ from ingestd.decode.can import Counts, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
 from ingestd.model import ClockState, FrameBatch, Memory, SignalBatch
-from ingestd.protocols import FrameDecoder, Line, RememberingDecoder, new_decoder
+from ingestd.protocols import FrameDecoder, Line, RememberingDecoder, check_memory, new_decoder
 from ingestd.store.writer import FeedBatch, Writer, utc
 
 RETRY_SECONDS_MIN = 0.1
 RETRY_SECONDS_MAX = 5.0
+# Whichever comes first ends a transaction: a commit waits for the disk, and what waits for it is held in memory.
+TRANSACTION_FRAMES = 256_000
+TRANSACTION_SIGNALS = 1_000_000
 
 Item = TypeVar("Item")
 
@@ -89,11 +92,20 @@ class Decoders:
         """The sources whose decoder has a memory that outlives a stretch of the journal."""
         return frozenset(each for each in self._lines if isinstance(self.of(each), RememberingDecoder))
 
+    @property
+    def dependent(self) -> frozenset[str]:
+        """Those of which nothing can be read without that memory."""
+        return frozenset(each for each in self.remembering if getattr(self.of(each), "needs_memory", True))
+
     def remember(self, frames: FrameBatch, memory: Memory) -> None:
-        """Bring the memory of one of those sources up to date by frames that are decoded elsewhere."""
+        """Bring the memory of one of those sources up to date by frames that are decoded elsewhere.
+
+        Raises whatever a plug-in raises, and ValueError for a memory that is no JSON.
+        """
         decoder = self.of(frames.source)
         assert isinstance(decoder, RememberingDecoder)
         decoder.remember(frames, memory)
+        check_memory(memory)
 
     @property
     def sources(self) -> Collection[str]:
@@ -140,7 +152,7 @@ def prepare(
     state: dict[str, Any] | None = None,
     store_frames: bool = True,
 ) -> Iterator[Transaction]:
-    """Decode and encode what `feed` yields, from `position` on.
+    """Decode and encode what `feed` yields, from `position` on; several items to a transaction, if they are small.
 
     Frames before `position` must already be left out. `state` is the decoder state committed with it. The last
     transaction completes the feed; a feed without frames gives one empty transaction.
@@ -151,25 +163,31 @@ def prepare(
     last_ns = int((state or {}).get("last_ns", -(2**63)))
     upcoming = next(feed, None)
     while True:
-        item = upcoming if upcoming is not None else FeedItem([], 0, dict)
-        frames = item.frames
-        decoded = [decoders.of(batch.source).decode(batch, memory.setdefault(batch.source, {})) for batch in frames]
-        signals: list[SignalBatch] = [batch for each in decoded for batch in each.batches]
-        for each in decoded:
-            counts.add(each.counts)
+        item, position_old = FeedItem([], 0, dict), position
+        frames: list[FrameBatch] = []
+        signals: list[SignalBatch] = []
+        room_frames, room_signals = TRANSACTION_FRAMES, TRANSACTION_SIGNALS
+        while upcoming is not None and room_frames > 0 and room_signals > 0:
+            item = upcoming
+            for batch in item.frames:
+                decoded = decoders.of(batch.source).decode(batch, memory.setdefault(batch.source, {}))
+                counts.add(decoded.counts)
+                signals += decoded.batches
+                room_signals -= decoded.counts.signals
+                _check_stamps(batch, placement)
+                last_ns = max(last_ns, int(batch.ts_ns.max()))
+                position += len(batch)
+            frames += item.frames
+            room_frames = TRANSACTION_FRAMES - (position - position_old)
+            upcoming = next(feed, None)
         copies = [encode_signals(signals, placement)]
         chunks += copies[0].rows
         if store_frames:
             copies.append(encode_frames(frames, placement))
-        for batch in frames:
-            _check_stamps(batch, placement)
-            last_ns = max(last_ns, int(batch.ts_ns.max()))
-        upcoming = next(feed, None)
-        position_new = position + sum(map(len, frames))
         yield Transaction(
             FeedBatch(
-                position_old=position,
-                position_new=position_new,
+                position_old=position_old,
+                position_new=position,
                 groups=[batch.group for batch in signals],
                 copies=copies,
                 decoder_state={"counts": asdict(counts), "chunks": chunks, "last_ns": last_ns, **item.notes()},
@@ -180,7 +198,6 @@ def prepare(
             chunks,
             item.progress,
         )
-        position = position_new
         if upcoming is None:
             return
 

@@ -10,6 +10,8 @@ are each given those that they name. A plugin's are what the configuration has i
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -23,6 +25,7 @@ from ingestd.model import FrameBatch, Memory
 GROUP: Final = "ingestd.protocols"
 
 Options = Mapping[str, Any]
+_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON
 Made = TypeVar("Made")
 
 
@@ -39,10 +42,29 @@ class FrameDecoder(Protocol):
 
 @runtime_checkable
 class RememberingDecoder(FrameDecoder, Protocol):
-    """A decoder whose memory has to outlive a stretch of the journal."""
+    """A decoder whose memory has to outlive a stretch of the journal.
+
+    One that can do without, and then only knows less, says so by `needs_memory = False`.
+    """
 
     def remember(self, frames: FrameBatch, memory: Memory, /) -> None:
         """Bring `memory` up to date as `decode` would; it may pass over frames that teach nothing of weight."""
+
+
+def check_memory(memory: Memory) -> None:
+    """Raise ValueError if a memory is nothing that can be committed with the feed's position: JSON, without NUL."""
+    if not memory:
+        return
+    try:
+        said = json.dumps(memory, allow_nan=False, ensure_ascii=False)
+        said.encode()
+        is_same = json.loads(said) == memory
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"what the decoder remembers is no JSON: {error}") from error
+    if not is_same:
+        raise ValueError("what the decoder remembers is no JSON: it has tuples, or keys that are no strings")
+    if _NUL.search(said):
+        raise ValueError("what the decoder remembers has a NUL in it, which PostgreSQL does not take")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,19 +47,20 @@ def check_command(
 
     \b
     -c         configuration, clock, journal, signal databases, devices, PostgreSQL.
-               Exits with 1 if anything would not be recorded or stored.
+               Exits with 1 if anything would not be recorded or stored. Beside a
+               daemon with this file: if a reload would be refused, or not be stored.
     --capture  share decoded, unknown ids, channels with their rates, GB per day.
     """  # fmt: skip
     if (config is None) == (capture is None):
         raise UsageError("there is nothing to look at" if config is None else "one thing at a time",
                          "name a configuration with -c, or a capture with --capture")  # fmt: skip
     if config is not None:
-        check_configuration(load_config(config, dsn=dsn), seconds, as_json=as_json)
+        check_configuration(load_config(config, dsn=dsn), config, seconds, as_json=as_json)
     elif capture is not None:
         check_capture(capture, reading(**how), as_json=as_json)
 
 
-def check_configuration(config: Config, seconds: float, *, as_json: bool) -> None:
+def check_configuration(config: Config, file: Path, seconds: float, *, as_json: bool) -> None:
     """Look at everything that a configuration names, telling each finding as it is made. Exits with 1 at a problem."""
     # Here and not above: the journal's kind of lock is unknown elsewhere than on Unix.
     from ingestd.daemon.preflight import examine, stands_in_the_way
@@ -67,7 +69,7 @@ def check_configuration(config: Config, seconds: float, *, as_json: bool) -> Non
 
     async def look() -> list[Finding]:
         findings = []
-        async for finding in examine(config, seconds):
+        async for finding in examine(config, file, seconds):
             findings.append(finding)
             if not as_json:
                 style = {"ok": "green", "note": "yellow", "problem": "red"}[finding.level]
@@ -80,10 +82,18 @@ def check_configuration(config: Config, seconds: float, *, as_json: bool) -> Non
         told = [{"level": each.level, "about": each.about, "text": each.text} for each in findings]
         out.print_json(json.dumps({"ready": not is_hindered, "findings": told}), indent=None)
     else:
-        names = ", ".join([*(bus.name for bus in config.can), *(line.name for line in config.serial)])
-        out.print(f"`run` would record {names}" + (", with the problems above" if is_hindered else ""))
+        out.print(conclusion(config, findings) + (", with the problems above" if is_hindered else ""))
     if is_hindered:
         raise click.exceptions.Exit(1)
+
+
+def conclusion(config: Config, findings: Sequence[Finding]) -> str:
+    """What would come of it, in a sentence."""
+    said = {finding.about: finding.text for finding in findings if finding.about in ("ingestd run", "ingestd reload")}
+    if said:
+        return "; ".join(f"`{command}` {text}" for command, text in said.items())
+    names = ", ".join([*(bus.name for bus in config.can), *(line.name for line in config.serial)])
+    return f"`run` would record {names}"
 
 
 def check_capture(capture: Path, options: ImportOptions, *, as_json: bool) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from ingestd.cli.console import json_option, out, warn
-from ingestd.config import find_control_socket
-from ingestd.daemon.client import ask
-from ingestd.errors import UsageError
+from ingestd.config import find_control_socket, likely_control_socket
+from ingestd.daemon.client import ask, runs_with
+from ingestd.errors import ConfigError, UsageError
 
 
 def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -27,11 +27,28 @@ def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
     return configuration(socket(command))
 
 
-def socket_of(config: Path | None, socket: Path | None) -> Path:
-    """The control socket of the daemon that is meant. Raises UsageError, ConfigError."""
+def socket_of(config: Path | None, socket: Path | None, *, is_told: bool = True) -> Path:
+    """The control socket of the daemon that is meant. Raises UsageError, ConfigError.
+
+    A file that was broken since its daemon began is enough to find it, as long as the daemon says that it is the one;
+    that the file is broken is said here unless somebody else will.
+    """
     if config is not None and socket is not None:
         raise UsageError("-c and --socket name a daemon each", "leave one of the two out")
-    return socket or find_control_socket(config)
+    if socket is not None:
+        return socket
+    try:
+        return find_control_socket(config)
+    except ConfigError as error:
+        assert config is not None
+        likely = likely_control_socket(config)
+        if not runs_with(likely, config):
+            raise ConfigError(
+                error.args[0], f"{error.hint or 'correct it'}; or name the daemon by --socket PATH"
+            ) from error
+        if is_told:
+            warn(f"{error.args[0]}; the daemon runs with the file as it was")
+        return likely
 
 
 RELOAD_SECONDS_MAX = 600.0  # Large databases take their time on a small computer.
@@ -53,7 +70,7 @@ def reload_command(config: Path | None, socket: Path | None, as_json: bool) -> N
     Sources that are as before are not touched. If anything is wrong, nothing is changed: every mistake is said, and the
     exit code is 2.
     """
-    changes = ask(socket_of(config, socket), "POST", "/reload", timeout_seconds=RELOAD_SECONDS_MAX)
+    changes = ask(socket_of(config, socket, is_told=False), "POST", "/reload", timeout_seconds=RELOAD_SECONDS_MAX)
     if as_json:
         out.print_json(json.dumps(changes), indent=None)
         return

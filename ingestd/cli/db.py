@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from ingestd.cli.console import dsn_option, out, run
+from ingestd.cli.console import dsn_option, out, run, warn
 from ingestd.store import embedded, migrate
 
 
@@ -89,5 +89,12 @@ def db_psql(arguments: tuple[str, ...], dsn: str | None) -> None:
 
 @db_group.command("stop")
 def db_stop() -> None:
-    """Stop the embedded server; its data stays."""
+    """Stop the embedded server; its data stays.
+
+    Whoever is connected is cut off, and named. A daemon records on, into its journal.
+    """
+    if connected := embedded.clients():
+        names = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in connected.items())
+        warn(f"cut off: {names}; a daemon records on into its journal, and sends it once the server runs again"
+             " (ingestd db current starts it)")  # fmt: skip
     out.print("the embedded server is stopped" if embedded.stop() else "the embedded server was not running")

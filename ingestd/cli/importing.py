@@ -21,7 +21,7 @@ from ingestd.imports import ImportOptions, ImportSummary, import_file
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @reading_options
 @click.option("--session", metavar="NAME", help="Put all files into one session; an existing one is added to.")
-@click.option("--car-id", metavar="ID", help="Recorded with a new session.")
+@click.option("--car-id", "--car", metavar="ID", help="Recorded with a new session.")
 @click.option("--again", is_flag=True, help="Import a file anew although it is in the database, e.g. with another DBC.")
 @click.option("--no-frames", is_flag=True, help="Store the signals only, not the raw frames.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if anything in a file was damaged.")

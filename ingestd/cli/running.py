@@ -37,13 +37,14 @@ PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done for each batch, too.")
 def run_command(path: Path, dsn: str | None, verbose: bool) -> None:
     """Record the buses and serial lines of a configuration FILE, until SIGTERM or Ctrl-C."""
-    load = partial(load_config, path.absolute(), dsn=dsn)  # Also for a reload.
+    path = path.absolute()
+    load = partial(load_config, path, dsn=dsn)  # Also for a reload.
     config = load()
     set_up_logging(verbose=verbose)
     # Here and not above: no other command needs it.
     from ingestd.daemon import running
 
-    raise click.exceptions.Exit(running.run(config, load))
+    raise click.exceptions.Exit(running.run(config, path, load))
 
 
 def set_up_logging(*, verbose: bool = False, stream: IO[str] | None = None) -> None:

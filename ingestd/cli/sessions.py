@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import click
 
-from ingestd.cli.console import Listing, complain, database, dsn_option, finite, json_option, moment, out, run, warn
+from ingestd.cli.console import complain, database, dsn_option, json_option, out, run, warn
 from ingestd.cli.control import daemon_options, socket_of
+from ingestd.cli.journal import folder_of
 from ingestd.cli.reading import storable
+from ingestd.cli.session_view import (
+    RUNNING,
+    called,
+    channel_json,
+    print_session,
+    print_sessions,
+    session_json,
+    values_of,
+)
 from ingestd.config import load_config
 from ingestd.daemon.client import NoDaemon, ask
-from ingestd.errors import IngestdError, StoreError, UsageError
-from ingestd.store.sessions import ChannelSummary, SessionSummary, open_catalogue
+from ingestd.errors import ConfigError, IngestdError, StoreError, UsageError
+from ingestd.store.sessions import ChannelSummary, Session, SessionSummary, open_catalogue
 from ingestd.store.writer import METADATA
-
-RUNNING = "running"  # what a session is called that the daemon records, where one is to be named
 
 
 @click.group("sessions")
@@ -47,7 +56,7 @@ def sessions_list(dsn: str | None, config: Path | None, socket: Path | None, as_
     failure = None
     try:
         found = run(work(database(dsn_of(dsn, config))))
-    except StoreError as error:
+    except (StoreError, ConfigError) as error:
         if running is None:
             raise
         found, failure = [], error
@@ -59,23 +68,7 @@ def sessions_list(dsn: str | None, config: Path | None, socket: Path | None, as_
     else:
         print_sessions(found, running_id)
     if failure is not None:
-        complain(failure, "the database is away; this is what the daemon records")
-        raise click.exceptions.Exit(failure.exit_code)
-
-
-def print_sessions(found: Sequence[SessionSummary], running_id: UUID | None) -> None:
-    """Sessions for people."""
-    listed = Listing(
-        "session", "name", "begin (UTC)", "end (UTC)", "frames", "samples", "channels", "car", "driver", "track",
-        whole=["session", "name"],
-    )  # fmt: skip
-    for session in found:
-        end = RUNNING if session.id == running_id else moment(session.ended_utc)
-        listed.add(
-            session.id, session.name, moment(session.created_utc), end, f"{session.frames:,}",
-            f"{session.samples:,}", f"{session.channels:,}", session.car_id, session.driver, session.track,
-        )  # fmt: skip
-    out.print(listed if found else "no sessions yet: ingestd import FILE --dbc FILE, or ingestd demo")
+        end_without_database(failure)
 
 
 @sessions_group.command("start")
@@ -84,7 +77,7 @@ def print_sessions(found: Sequence[SessionSummary], running_id: UUID | None) -> 
 @click.option("--driver", help="Who drives. Default, as for the rest: the configuration's.")
 @click.option("--track", help="Where.")
 @click.option("--notes", help="Anything else.")
-@click.option("--car", "car_id", help="The car, boat or rig.")
+@click.option("--car", "--car-id", "car_id", help="The car, boat or rig.")
 @json_option
 def sessions_start(config: Path | None, socket: Path | None, as_json: bool, **given: str | None) -> None:
     """End the session that is recorded and begin another. No frame is lost, no device is opened anew."""
@@ -120,22 +113,40 @@ def sessions_edit(
     """
     session = None if "=" in changes[0] else changes[0]
     edit = changes_of(changes if session is None else changes[1:])
-    running = running_session(config, socket) if session is not None else None
-    if session is None or (running is not None and session in (RUNNING, running["id"], running["name"])):
-        answer = ask(socket_of(config, socket), "PATCH", "/session", edit)
-        tell(answer, as_json, f"session {called(answer['session'])} edited")
-        return
+    wanted = None if session in (None, RUNNING) else session_to_edit(session, dsn, config, socket)
+    if wanted is None:
+        answer = ask(socket_of(config, socket, is_told=session is None), "PATCH", "/session", edit)
+    else:
+        answer = {"session": run(edit_stored(database(dsn_of(dsn, config)), wanted, edit))}
+    edited = answer["session"]
+    tell(answer, as_json, f"session {called(edited)} edited: {values_of(edited, edit)}")
 
-    async def work(dsn: str, session: str) -> dict[str, Any]:
-        async with open_catalogue(dsn) as catalogue:
-            found = await catalogue.find(session)
-            if found is None:
-                raise UsageError(f"no session {session}", "ingestd sessions list shows what there is")
-            await catalogue.edit(found.id, edit)
-            return {"id": str(found.id), "name": found.name, **edit}
 
-    edited = run(work(database(dsn_of(dsn, config)), session))
-    tell({"session": edited}, as_json, f"session {called(edited)} edited")
+def session_to_edit(session: str, dsn: str | None, config: Path | None, socket: Path | None) -> Session | None:
+    """The session that is meant, by its name or id; None for the one that is recorded. Raises IngestdError."""
+    running = running_session(config, socket)
+    if running is not None and session.lower() == running["id"]:
+        return None
+    try:
+        stored = run(stored_as(database(dsn_of(dsn, config)), session))
+    except (StoreError, ConfigError) as error:
+        if running is None or session != running["name"]:
+            raise
+        warn(f"whether other sessions are called {session} cannot be known, the running one is taken: {error}")
+        return None
+    wanted = the_one(session, stored, running)
+    if wanted is None:
+        raise no_session(session, dsn, config, socket)
+    if running is not None and str(wanted) == running["id"]:
+        return None
+    return next(each for each in stored if each.id == wanted)
+
+
+async def edit_stored(dsn: str, session: Session, changes: Mapping[str, str | None]) -> dict[str, Any]:
+    """Change a session in the database; what it is called then, and what was changed."""
+    async with open_catalogue(dsn) as catalogue:
+        await catalogue.edit(session.id, changes)
+    return {"id": str(session.id), "name": session.name, **changes}
 
 
 @sessions_group.command("mark")
@@ -158,11 +169,6 @@ def tell(answer: Mapping[str, Any], as_json: bool, words: str) -> None:
         out.print(words)
 
 
-def called(session: Mapping[str, Any]) -> str:
-    """A session in a sentence."""
-    return f"{session['name']} ({session['id']})" if session["name"] else str(session["id"])
-
-
 def changes_of(pairs: Sequence[str]) -> dict[str, str | None]:
     """KEY=VALUE as metadata; `car` is short for `car_id`. Raises UsageError."""
     changes: dict[str, str | None] = {}
@@ -178,16 +184,31 @@ def changes_of(pairs: Sequence[str]) -> dict[str, str | None]:
     return changes
 
 
-def running_session(config: Path | None, socket: Path | None) -> dict[str, Any] | None:
-    """What the daemon records, or None where none runs that may be asked."""
+def end_without_database(failure: IngestdError) -> NoReturn:
+    """Say why only what the daemon knows was shown, and end with the exit code of that."""
+    why = "away" if isinstance(failure, StoreError) else "not known"
+    complain(failure, f"the database is {why}; this is what the daemon records")
+    raise click.exceptions.Exit(failure.exit_code)
+
+
+def running_session(config: Path | None, socket: Path | None, *, is_needed: bool = False) -> dict[str, Any] | None:
+    """What the daemon records, or None where none runs that may be asked; if it `is_needed` that is an error."""
     try:
         found: dict[str, Any] = ask(socket_of(config, socket), "GET", "/session")["session"]
-    except NoDaemon:
-        return None
     except IngestdError as error:
-        warn(str(error))
+        if is_needed:
+            raise
+        if not isinstance(error, NoDaemon):
+            warn(str(error))
         return None
     return found
+
+
+def summary_of(running: Mapping[str, Any]) -> SessionSummary:
+    """The session that is recorded, as the daemon knows it: how much of it is stored only the database can say."""
+    created_utc = datetime.fromisoformat(running["created_utc"])
+    session = SessionSummary(UUID(running["id"]), running["name"], running["car_id"], created_utc, None, 0, 0, 0, ())
+    return replace(session, **{name: running[name] for name in METADATA})
 
 
 def with_running(found: list[SessionSummary], running: Mapping[str, Any] | None) -> list[SessionSummary]:
@@ -196,9 +217,7 @@ def with_running(found: list[SessionSummary], running: Mapping[str, Any] | None)
         return found
     ours = next((each for each in found if str(each.id) == running["id"]), None)
     if ours is None:
-        created_utc = datetime.fromisoformat(running["created_utc"])
-        ours = SessionSummary(UUID(running["id"]), running["name"], running["car_id"], created_utc, None, 0, 0, 0, ())
-        return [replace(ours, **{name: running[name] for name in METADATA}), *found]
+        return [summary_of(running), *found]
     later = {
         name: running[name]
         for name, at in running["edited_utc"].items()
@@ -215,76 +234,83 @@ def dsn_of(dsn: str | None, config: Path | None) -> str | None:
 @sessions_group.command("show")
 @click.argument("session", required=False)
 @dsn_option
+@daemon_options
 @json_option
-def sessions_show(session: str | None, dsn: str | None, as_json: bool) -> None:
-    """One session (by name or id; default: the most recent recording) and its channels with their statistics."""
-    dsn = database(dsn)
-    summary, channels = run(describe_session(dsn, session))
+def sessions_show(
+    session: str | None, dsn: str | None, config: Path | None, socket: Path | None, as_json: bool
+) -> None:
+    """One session and its channels with their statistics.
+
+    SESSION is a name, an id, or `running` for the one that is recorded now. Default: the most recent recording.
+    """
+    running = running_session(config, socket, is_needed=session == RUNNING)
+    found: tuple[SessionSummary, list[ChannelSummary] | None] | None
+    failure = None
+    try:
+        found = run(describe_session(database(dsn_of(dsn, config)), session, running))
+    except (StoreError, ConfigError) as error:
+        if running is None or session not in (RUNNING, running["id"], running["name"]):
+            raise
+        found, failure = (summary_of(running), None), error
+    if found is None:
+        raise no_session(session, dsn, config, socket)
+    summary, channels = found
+    is_running = running is not None and str(summary.id) == running["id"]
     if as_json:
-        description = session_json(summary) | {"channels": [channel_json(channel) for channel in channels]}
+        description = session_json(summary) | {"running": is_running, "channels": [*map(channel_json, channels or ())]}
         out.print_json(json.dumps(description), indent=None)
     else:
-        print_session(summary, channels)
+        print_session(summary, channels, is_running=is_running)
+    if failure is not None:
+        end_without_database(failure)
 
 
-async def describe_session(dsn: str, session: str | None) -> tuple[SessionSummary, list[ChannelSummary]]:
-    """A session by name or id, or the newest, and its channels. Raises UsageError if there is none."""
+async def describe_session(
+    dsn: str, session: str | None, running: Mapping[str, Any] | None
+) -> tuple[SessionSummary, list[ChannelSummary]] | None:
+    """A session by name or id, or the newest, and its channels; None if there is none."""
     async with open_catalogue(dsn) as catalogue:
-        found = await catalogue.summaries()
+        found = with_running(await catalogue.summaries(), running)
         if session is not None:
-            wanted = await catalogue.find(session)
-            found = [each for each in found if wanted is not None and each.id == wanted.id]
-        if not found:
-            raise UsageError(f"no session {session or ''}".strip(), "ingestd sessions list shows what there is")
-        return found[0], await catalogue.channels(found[0].id)
+            wanted = the_one(session, await catalogue.called(session), running)
+            found = [each for each in found if each.id == wanted]
+        return (found[0], await catalogue.channels(found[0].id)) if found else None
 
 
-def print_session(session: SessionSummary, channels: list[ChannelSummary]) -> None:
-    """A session for people."""
-    shown = Listing(
-        "channel", "source", "unit", "samples", "min", "mean", "max", "first (UTC)", "last (UTC)",
-        title=f"session {session.name} {session.id}", whole=["channel"],
-    )  # fmt: skip
-    for channel in channels:
-        shown.add(
-            channel.channel, channel.source, channel.unit, f"{channel.samples:,}",
-            *(("" if value is None else f"{value:.6g}") for value in (channel.minimum, channel.mean, channel.maximum)),
-            moment(channel.first_utc)[11:], moment(channel.last_utc)[11:],
-        )  # fmt: skip
-    out.print(shown)
-    out.print(
-        f"{session.frames:,} frames, {session.samples:,} samples of {len(channels):,} channels, "
-        f"{moment(session.created_utc)} to {moment(session.ended_utc)} UTC"
-    )
+def the_one(wanted: str, stored: Sequence[Session], running: Mapping[str, Any] | None) -> UUID | None:
+    """The id of the session that is meant: of those in the database with this name or id, and the running one.
+
+    Raises UsageError if several are.
+    """
+    if running is None:
+        ids = [each.id for each in stored]
+    else:  # What that is called now the daemon knows, and the database not yet.
+        ours = UUID(running["id"])
+        if wanted == RUNNING or wanted.lower() == str(ours):
+            return ours
+        ids = [each.id for each in stored if each.id != ours] + [ours] * (wanted == running["name"])
+    if len(ids) > 1:
+        which = [f"{each} (running)" if running and str(each) == running["id"] else str(each) for each in ids]
+        raise UsageError(f"{len(ids)} sessions are called {wanted!r}", f"give the id of one: {', '.join(which)}")
+    return ids[0] if ids else None
 
 
-def session_json(session: SessionSummary) -> dict[str, Any]:
-    """A session for programs."""
-    return {
-        "id": str(session.id),
-        "name": session.name,
-        "car_id": session.car_id,
-        "created_utc": session.created_utc.isoformat(),
-        "ended_utc": session.ended_utc.isoformat() if session.ended_utc else None,
-        "frames": session.frames,
-        "samples": session.samples,
-        "files": list(session.files),
-        "driver": session.driver,
-        "track": session.track,
-        "notes": session.notes,
-    }
+async def stored_as(dsn: str, session: str) -> list[Session]:
+    """The sessions with this name or id that the database has."""
+    async with open_catalogue(dsn) as catalogue:
+        return await catalogue.called(session)
 
 
-def channel_json(channel: ChannelSummary) -> dict[str, Any]:
-    """A channel for programs."""
-    return {
-        "source": channel.source,
-        "channel": channel.channel,
-        "unit": channel.unit,
-        "samples": channel.samples,
-        "first_utc": channel.first_utc.isoformat(),
-        "last_utc": channel.last_utc.isoformat(),
-        "minimum": finite(channel.minimum),
-        "maximum": finite(channel.maximum),
-        "mean": finite(channel.mean),
-    }
+def no_session(session: str | None, dsn: str | None, config: Path | None, socket: Path | None) -> IngestdError:
+    """Why the database has no such session: there is none, or it is still in the journal."""
+    # Here and not above: the journal's kind of lock is unknown elsewhere than on Unix.
+    from ingestd.journal.inspection import look
+
+    with suppress(IngestdError):
+        for stretch in look(folder_of(socket and socket.with_suffix(""), config)).stretches:
+            names = stretch.session_name, str(stretch.session_id)
+            # One that the database has was called so once, and is not any more.
+            if session in names and not run(stored_as(database(dsn_of(dsn, config)), names[1])):
+                hint = "it is in the journal until then: ingestd journal status says how much waits"
+                return IngestdError(f"session {session} has ended, and the database does not have it yet", hint)
+    return UsageError(f"no session {session or ''}".strip(), "ingestd sessions list shows what there is")

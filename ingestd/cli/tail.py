@@ -17,12 +17,14 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from ingestd.cli.console import Listing, out
+from ingestd.cli.console import Listing, out, warn
 from ingestd.cli.control import daemon_options, socket_of
-from ingestd.daemon.client import asking
+from ingestd.daemon.client import ask, asking
 from ingestd.errors import IngestdError
 
 RATE_SECONDS: Final = 5.0  # over which samples a second are counted
+
+NONE_SECONDS: Final = 3.0  # after which somebody who sees nothing is told so
 
 Key = tuple[str, str]
 
@@ -87,8 +89,9 @@ def tail_command(pattern: str, config: Path | None, socket: Path | None, seconds
 
     PATTERN is a part of `source/channel`, or with * and ? all of it: Speed, 'can0/Engine.*'.
     """  # fmt: skip
+    where = socket_of(config, socket)
     with contextlib.suppress(KeyboardInterrupt):
-        show(follow(socket_of(config, socket), pattern, seconds), as_json=as_json)
+        show(told_if_none(follow(where, pattern, seconds), where, pattern), as_json=as_json)
 
 
 def show(values: Iterator[dict[str, Any] | None], *, as_json: bool) -> None:
@@ -105,6 +108,30 @@ def show(values: Iterator[dict[str, Any] | None], *, as_json: bool) -> None:
                 board.take(value, time.monotonic())
             else:
                 picture.update(board.shown(max(1, out.height - 6), time.monotonic_ns()), refresh=True)
+
+
+def told_if_none(
+    values: Iterator[dict[str, Any] | None], socket: Path, pattern: str
+) -> Iterator[dict[str, Any] | None]:
+    """The same values; once, on stderr, that there are none, if that goes on for a while."""
+    is_waiting, begun = True, time.monotonic()
+    for value in values:
+        if value is not None:
+            is_waiting = False
+        elif is_waiting and time.monotonic() > begun + NONE_SECONDS:
+            is_waiting = False
+            # Another version of the daemon may not know.
+            with contextlib.suppress(IngestdError):
+                warn(of_none(pattern, ask(socket, "GET", "/tail/channels")["channels"]))
+        yield value
+
+
+def of_none(pattern: str, channels: int) -> str:
+    """That nothing matches, and what to do."""
+    if not channels:
+        return "no channel has a value so far: ingestd check -c FILE tells whether anything is heard and decoded"
+    there_are = "there is 1 channel" if channels == 1 else f"there are {channels:,} channels"
+    return f"no channel matches {pattern!r} so far; {there_are}: ingestd tail shows them all"
 
 
 def follow(socket: Path, pattern: str, seconds: float) -> Iterator[dict[str, Any] | None]:

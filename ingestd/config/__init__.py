@@ -12,9 +12,11 @@ a DSN is in `Database.dsn` alone: neither `repr` nor `describe` nor any mistake 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,7 +51,8 @@ from ingestd.config.tables import DatabaseFile, database_file, table, tables
 from ingestd.errors import ConfigError
 
 __all__ = ["Address", "Batch", "Can", "Config", "Control", "Database", "DatabaseFile", "Filter", "Http", "Journal",
-           "Serial", "Session", "control_socket", "describe", "find_control_socket", "load_config",
+           "Serial", "Session", "control_socket", "describe", "find_control_socket", "likely_control_socket",
+           "load_config",
            "protocol_options"]  # fmt: skip
 
 # What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself
@@ -294,7 +297,29 @@ def find_control_socket(path: Path | None) -> Path:
     """
     if path is None:
         return control_socket(Control(), journal_folder())
-    raw = _read_toml(path)
+    return _control_socket_in(_read_toml(path), path)
+
+
+def likely_control_socket(path: Path) -> Path:
+    """The same for a file that cannot be used any more, from what can still be read of it, else the default one.
+
+    It may be another daemon's: whoever asks there has to make sure.
+    """
+    found: dict[str, Any] = {}
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        content = ""
+    for part in re.split(r"^(?=[ \t]*\[)", content, flags=re.MULTILINE):  # table by table
+        with suppress(ValueError, RecursionError):
+            found |= tomllib.loads(part)
+    try:
+        return _control_socket_in(found, path)
+    except ConfigError:
+        return find_control_socket(None)
+
+
+def _control_socket_in(raw: dict[str, Any], path: Path) -> Path:
     at = Place("", path.absolute().parent, [])
     control = table(Control)(raw.get("control", {}), at / "control")
     folder = raw.get("journal", {}).get("path") if isinstance(raw.get("journal", {}), dict) else None

@@ -48,6 +48,23 @@ def ask(
         return json.loads(answer.read())
 
 
+def configuration_of(path: Path) -> Path | None:
+    """The file that the daemon at this socket runs with; None where none says so. Raises nothing."""
+    try:
+        return Path(ask(path, "GET", "/daemon")["config"])
+    except (IngestdError, KeyError, TypeError):
+        return None
+
+
+def runs_with(path: Path, file: Path) -> bool:
+    """Whether a daemon listens at this socket whose configuration is that file. Raises nothing."""
+    theirs = configuration_of(path)
+    try:
+        return theirs is not None and theirs.resolve() == file.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
 @contextmanager
 def asking(
     path: Path, method: str, target: str, body: Mapping[str, Any] | None = None, *,

@@ -11,7 +11,7 @@ Recording never depends on this. A socket that cannot be had is said once and tr
 that somebody deletes is made again. The socket that a killed daemon left is replaced, that of a running one is not.
 
 Limits: a path may be longer than the 107 bytes that the kernel takes: it is reached through its folder then, and so by
-our own commands alone.
+our own commands alone. More than `CONNECTIONS_MAX` connections at a time are refused.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from aiohttp import web
 
 from ingestd.backoff import Backoff
 from ingestd.daemon.client import reachable
+from ingestd.daemon.limited import LimitedRunner
 from ingestd.errors import IngestdError, UsageError
 
 LOOK_SECONDS = 2.0  # how soon a socket that somebody deleted is noticed
@@ -73,7 +74,7 @@ class ControlSocket:
         self._said = ""
         app = web.Application(middlewares=[_errors_as_json])
         app.router.add_routes(routes)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+        self._runner = LimitedRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
 
     def __repr__(self) -> str:
         return f"<ControlSocket {self.path}{'' if self._identity else ', not yet'}>"

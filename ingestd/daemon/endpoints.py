@@ -24,6 +24,7 @@ from aiohttp import web
 
 from ingestd.backoff import Backoff
 from ingestd.config import Address
+from ingestd.daemon.limited import LimitedRunner
 from ingestd.metrics import Snapshot, render
 from ingestd.model import Link
 
@@ -75,7 +76,7 @@ class Endpoints:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+        self._runner = LimitedRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
 
     def __repr__(self) -> str:
         return f"<Endpoints at {self.address or f'{self._listen}, not yet'}>"

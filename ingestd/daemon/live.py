@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ingestd.model import Channel, Clock, FrameBatch, Memory, SignalBatch
+from ingestd.decode.keyed import SPARSE
+from ingestd.model import Channel, Clock, FrameBatch, Memory, Quality, SignalBatch
 from ingestd.pipeline import Decoders
 
 log = logging.getLogger(__name__)
@@ -77,10 +78,15 @@ class Live:
     def __repr__(self) -> str:
         return f"<Live: {self._watchers} watchers, {len(self._values)} channels>"
 
+    @property
+    def channels(self) -> int:
+        """How many have had a value since somebody began to watch."""
+        return len(self._values)
+
     def frames(self, batch: FrameBatch, clock: Clock) -> None:
         """Frames that are in the journal. Called for each batch; costs nothing while nobody watches.
 
-        But for sources whose decoder has to know what came before, such as the header of a CSV log: a look at each.
+        But for sources that nobody can read without what came before, such as the header of a CSV log: a look at each.
         """
         self._note(batch)
         if not self._watchers:
@@ -98,7 +104,7 @@ class Live:
         with contextlib.suppress(Exception):  # Nothing that goes wrong here stops a recording.
             if in_force is not self._in_force:
                 self._in_force, self._noting = in_force, in_force.anew()
-                self._remembering = self._noting.remembering
+                self._remembering = self._noting.dependent
             if batch.source in self._remembering and self._noting is not None:
                 self._noting.remember(batch, self._memory.setdefault(batch.source, {}))
 
@@ -186,20 +192,27 @@ def matches(pattern: str, source: str, channel: str) -> bool:
 def _take(signals: SignalBatch, clock: Clock, newest: dict[tuple[str, str], Value]) -> None:
     if not len(signals):
         return
-    group, ts_ns, count = signals.group, int(signals.ts_ns[-1]), len(signals)
+    group = signals.group
     for row, channel in enumerate(group.channels):
         key = group.source, channel.name
+        at, count = len(signals) - 1, len(signals)
+        if channel.layout in SPARSE and signals.quality is not None:
+            there = np.flatnonzero(signals.quality[row] & Quality.NOT_AVAILABLE == 0)
+            if not len(there):
+                continue  # Other keys have come.
+            at, count = int(there[-1]), len(there)
+        ts_ns = int(signals.ts_ns[at])
         before = newest.get(key)
         samples = count + (0 if before is None else before.samples)
         if before is not None and before.ts_mono_ns > ts_ns:
             newest[key] = before._replace(samples=samples)
             continue
-        number = float(signals.value[row, -1])
-        text = None if signals.text is None else signals.text[row, -1]
+        number = float(signals.value[row, at])
+        text = None if signals.text is None else signals.text[row, at]
         newest[key] = Value(
             group.source, channel.name, ts_ns, ts_ns + clock.utc_offset_ns,
             None if math.isnan(number) else number, _label(channel, number) if text is None else text, channel.unit,
-            0 if signals.quality is None else int(signals.quality[row, -1]), samples,
+            0 if signals.quality is None else int(signals.quality[row, at]), samples,
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 GET /tail?pattern=PATTERN&seconds=SECONDS   JSON lines, one for each channel that has changed, and an empty line
                                             when all that have changed were told
+GET /tail/channels                          `channels`: how many have had a value since somebody began to watch
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def live_routes(daemon: Daemon) -> list[web.RouteDef]:
                     await response.write("".join([*map(_line, values), "\n"]).encode())
         return response
 
-    return [web.get("/tail", tail)]
+    async def count(_: web.Request) -> web.Response:
+        return web.json_response({"channels": daemon.live.channels})
+
+    return [web.get("/tail", tail), web.get("/tail/channels", count)]
 
 
 def _seconds(text: str) -> float:

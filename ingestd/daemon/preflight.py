@@ -3,7 +3,7 @@
 Each thing that is looked at gives a finding: `ok`, `note` (somebody should know) or `problem` (something would not be
 recorded, or not be stored, as things stand now). Devices are opened as `run` opens them and listened to for a moment,
 so what is said about them is what its log would say; where a daemon already records into the journal, they are left
-alone: a serial adapter has one reader.
+alone: a serial adapter has one reader. If that daemon has the same file, what matters is whether a reload takes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from ingestd.clock import WallClock
-from ingestd.config import Address, Can, Config, Database
+from ingestd.config import Address, Can, Config, Database, control_socket
+from ingestd.daemon.client import configuration_of, runs_with
 from ingestd.daemon.devices import filter_by_databases, open_sources, protocol_of, tables_of
 from ingestd.decode.databases import Match, SignalDatabase
 from ingestd.decode.parsing import parse
@@ -73,19 +74,32 @@ class Listener:
         """What a source tells shows in its status, too."""
 
 
-async def examine(config: Config, seconds: float) -> AsyncIterator[Finding]:
-    """Look at everything, the quickest things first. Raises nothing that is not a defect."""
+async def examine(config: Config, file: Path, seconds: float) -> AsyncIterator[Finding]:
+    """Look at everything, the quickest things first. Raises nothing that is not a defect.
+
+    Beside a daemon there is a finding about `run`, which would be refused, and if the daemon has this file one about
+    `reload`.
+    """
     yield _clock()
     holder = holder_of(config.journal.path)
+    socket = control_socket(config.control, config.journal.path)
+    is_reload = holder is not None and await asyncio.to_thread(runs_with, socket, file)
     for finding in _journal(config, holder):
         yield finding
+    if holder is not None:
+        yield _run(holder, is_reload=is_reload)
+    elif (theirs := await asyncio.to_thread(configuration_of, socket)) is not None:
+        text = f"the daemon of {theirs} listens at {socket}: commands would reach that one alone; set control.socket"
+        yield Finding("note", "control", text)
     if config.http.listen is not None:
         yield _http(config.http.listen, holder)
+    broken: list[str] = []
     databases: dict[tuple[Path, Match], SignalDatabase] = {}
     for key in sorted({(each.file, cast(Match, each.match)) for bus in tables_of(config) for each in bus.dbc}):
         try:
             databases[key] = await parse(*key)
         except IngestdError as error:
+            broken.append(key[0].name)
             yield Finding("problem", key[0].name, f"{error}; frames would be recorded, and not sent")
             continue
         for finding in _database_file(key[0], databases[key]):
@@ -97,6 +111,26 @@ async def examine(config: Config, seconds: float) -> AsyncIterator[Finding]:
         yield Finding("note", "devices", f"are left alone: {holder} records from them; /ready says how they are")
     for finding in await _store(config.database):
         yield finding
+    if is_reload:
+        yield _reload(config, broken)
+
+
+def _run(holder: str, *, is_reload: bool) -> Finding:
+    text = f"would end with exit code {IngestdError.exit_code}: {holder} records into this journal"
+    if is_reload:
+        return Finding("note", "ingestd run", f"{text}, with this file")
+    return Finding("problem", "ingestd run", f"{text}, and not with this file: give each daemon a journal of its own")
+
+
+def _reload(config: Config, broken: Sequence[str]) -> Finding:
+    """Whether the daemon that runs with this file would take it as it is now."""
+    try:
+        open_sources(config)
+    except IngestdError as error:
+        return Finding("problem", "ingestd reload", f"would be refused: {error}")
+    if broken:
+        return Finding("problem", "ingestd reload", f"would be refused: {', '.join(broken)}")
+    return Finding("ok", "ingestd reload", "would take this file")
 
 
 def _clock() -> Finding:
@@ -131,7 +165,7 @@ def _journal(config: Config, holder: str | None) -> list[Finding]:
         findings.append(Finding("problem", "journal", f"{path}: is in memory (tmpfs), and gone when the power is"))
     last = Journal.peek(path)
     if holder is not None:
-        findings.append(Finding("note", "journal", f"{path}: held by {holder}; `run` would be the second and refuse"))
+        findings.append(Finding("note", "journal", f"{path}: held by {holder}"))
     elif last is not None and not last.ended:
         findings.append(Finding("note", "journal", f"{path}: the last run did not end by itself; nothing need be done"))
     if not findings:

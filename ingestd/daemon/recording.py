@@ -133,6 +133,7 @@ class Recording:
     def forget_before(self) -> None:
         """Another session begins: what comes next continues nothing."""
         self._is_continued, self._last_ns = False, {}
+        self._gaps.clear()
 
     def last_stamps(self, last_ns: Mapping[str, int], untold: Iterable[tuple[str, int, int]] = ()) -> None:
         """The last stamp of each source before this process, in the same boot, and gaps that are not told yet."""

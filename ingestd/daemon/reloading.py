@@ -85,6 +85,7 @@ async def _put_into_force(
         await daemon.attendance.end([*changes.removed, *changes.reopened])
     for name in changes.removed:
         del daemon.attendance.sources[name]
+        daemon.recording.expect_gap(name, "reload")  # should another reload bring it back
     for source in sources:
         if source.name in changes.reopened:
             daemon.recording.expect_gap(source.name, "reload")

@@ -10,13 +10,15 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingestd import __version__
 from ingestd.config import Config, control_socket
 from ingestd.daemon.devices import open_sources
 from ingestd.daemon.notify import Notifier
-from ingestd.daemon.service import Daemon
-from ingestd.errors import IngestdError
+from ingestd.daemon.service import REFUSED, Daemon
+from ingestd.errors import IngestdError, UsageError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, load: Callable[[], Config]) -> int:
-    """Record until SIGTERM or SIGINT; the exit code. `load` reads the configuration again, for a reload.
+def run(config: Config, file: Path, load: Callable[[], Config]) -> int:
+    """Record until SIGTERM or SIGINT; the exit code. `load` reads the configuration's file again, for a reload.
 
     Raises IngestdError where it cannot begin.
     """
@@ -36,11 +38,11 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     sys.setswitchinterval(0.001)
     import uvloop
 
-    return uvloop.run(_run(config, load))
+    return uvloop.run(_run(config, file, load))
 
 
-async def _run(config: Config, load: Callable[[], Config]) -> int:
-    service = Service(config, load)
+async def _run(config: Config, file: Path, load: Callable[[], Config]) -> int:
+    service = Service(config, file, load)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.daemon.stop, number.name)
@@ -51,9 +53,10 @@ async def _run(config: Config, load: Callable[[], Config]) -> int:
 class Service:
     """A daemon and what surrounds it in its process."""
 
-    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, file: Path, load: Callable[[], Config]) -> None:
         """Open the journal. Raises IngestdError."""
         self.daemon = Daemon(config, open_sources(config))
+        self._file = file
         self._load = load
         self._notifier = Notifier()
         self._http = AsyncExitStack()
@@ -105,7 +108,8 @@ class Service:
                 self.daemon.accepted()
             except IngestdError as error:
                 self.daemon.refused(error)
-                raise
+                kind = UsageError if error.exit_code == UsageError.exit_code else IngestdError
+                raise kind(f"{REFUSED}: {error.args[0]}", error.hint) from error
             finally:
                 self._notifier.ready(self._status())
         return changes
@@ -141,7 +145,15 @@ class Service:
         async def reload(_: web.Request) -> web.Response:
             return web.json_response((await self.reload()).as_json)
 
-        return [web.post("/reload", reload), *session_routes(self.daemon), *live_routes(self.daemon)]
+        async def tell(_: web.Request) -> web.Response:
+            return web.json_response({"version": __version__, "pid": os.getpid(), "config": str(self._file)})
+
+        return [
+            web.get("/daemon", tell),
+            web.post("/reload", reload),
+            *session_routes(self.daemon),
+            *live_routes(self.daemon),
+        ]
 
     def _status(self) -> str:
         return f"recording {len(self.daemon.sources)} sources"

@@ -43,6 +43,7 @@ GRACE_SECONDS = 10.0  # how long a stop waits for the database
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.5, 5.0
 NOTICE_SECONDS = 60.0  # how often what the journal says is said again
 RECOVERY_SECONDS_MAX = 30.0  # how long a command waits until it is known what earlier runs left
+REFUSED = "the configuration is refused, the one before stays in force"
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +308,7 @@ class Daemon:
 
     def refused(self, error: IngestdError) -> None:
         """A configuration cannot be used: the one before stays in force."""
-        log.error("the configuration is refused, the one before stays in force: %s", error)
+        log.error("%s: %s", REFUSED, error)
         self.trouble["configuration"] = f"refused, the one before is in force: {error}"
 
     def accepted(self) -> None:

@@ -15,6 +15,8 @@ committed with the feed's position.
   `column_3`.
 - Tab, semicolon and comma are found by themselves, in this order. Where it is not the comma, `21,5` is a number.
 - Configured columns are the header, whatever the lines say; lines that look like one are passed over.
+- The first line after a port was opened may lack its beginning. As a row it is not decoded; as a header it is completed
+  from the one in force, and where there is none taken as it is: many devices say theirs exactly when they are opened.
 
 Source: RFC 4180 for quotes; a line end within them is none here.
 
@@ -118,7 +120,8 @@ class CsvDecoder:
         columns = zip(frames.ts_ns.tolist(), frames.flags.tolist(), frames.length.tolist(), frames.data, strict=True)
         for ts_ns, flags, length, data in columns:
             try:
-                row = reading.row(text_of(flags, data[:length].tobytes()))
+                text = text_of(flags, data[:length].tobytes())
+                row = reading.first_row(text) if flags & SerialFlag.FIRST else reading.row(text)
             except NotDecodableError:
                 counts.undecoded += 1
                 continue
@@ -220,6 +223,15 @@ class _Reading:
                 return None
             raise NotDecodableError("a row that no header fits")
         return self._without_numbers(cells, delimiter)
+
+    def first_row(self, text: str) -> Sequence[str] | None:
+        """Like `row`, for a line that may lack its beginning: the end of the header in force stands for all of it."""
+        if self.header is not None:
+            cells, known = _split(text, self.header.delimiter), self.header.cells
+            behind = known[-len(cells) :]
+            if behind[0].endswith(cells[0].strip()) and tuple(cell.strip() for cell in cells[1:]) == behind[1:]:
+                return self._without_numbers(list(known), self.header.delimiter)
+        return self.row(text)
 
     def _row_of_waiting(self, text: str) -> Sequence[str] | None:
         """The cells of the first row of a header that waits, which is in force from now on; [] for a row of units."""

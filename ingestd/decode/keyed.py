@@ -14,8 +14,8 @@ Which keys have come is the decoder's memory, committed with the feed's position
 - The field named as the time field becomes seconds since 1970, whatever it counts or spells: a clock reference, as with
   NMEA. No stamp is changed by it.
 
-Limits: `KEYS_MAX` keys of a source; further ones are left to the raw frame. What is nested deeper than `DEPTH_MAX` is
-not decoded.
+Limits: `KEYS_MAX` keys of a source; further ones are left to the raw frame, which is said once. What is nested deeper
+than `DEPTH_MAX` is not decoded.
 
 Invariants: every frame is counted in exactly one of decoded, unknown (no pair in it, no object), undecoded (no UTF-8,
 cut off at either end, no JSON); none raises out of `decode`. The samples depend on the lines and the memory, not on
@@ -25,6 +25,7 @@ how the lines are put into batches.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,11 @@ from ingestd.model import GROUP_CHANNELS_MAX, Channel, FrameBatch, Memory, Seria
 KEYS_MAX: Final = 512
 DEPTH_MAX: Final = 16
 REMEMBERED_FRAMES: Final = 1000
+SPARSE: Final = frozenset({"keyvalue", "json"})  # layouts of channels that need not be in each frame of their group
 
 Row = dict[str, Scalar]
+
+log = logging.getLogger(__name__)
 
 _PAIR: Final = re.compile(
     r"""(?<![^\s,;|&])([^\W\d][^\s=:,;|&"]*+)\s*+(?:[=:]\s*+"((?:[^"\\]|\\.)*+)"|=([^\s,;|&"]++)"""
@@ -69,11 +73,13 @@ class KeyedDecoder(ABC):
     name: str  # of the protocol, and of the signal groups
     shows_its_beginning: bool  # whether a line can be told from the rest of one
     origin: str
+    needs_memory = False  # Without it a line is decoded as well, into another group.
 
     def __init__(self, source: str, *, time_field: str | None = None) -> None:
         self.source = source
         self._time_field = time_field
         self._groups: dict[tuple[str, ...], SignalGroup] = {}
+        self._said_too_many = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.source}: {len(self._groups)} groups>"
@@ -105,11 +111,15 @@ class KeyedDecoder(ABC):
             counts.decoded += 1
             if self._time_field in row:
                 row[self._time_field] = utc_of(row[self._time_field])
-            if not known.issuperset(row) and len(keys) < KEYS_MAX:
-                batches += self._batches(stamps, rows, keys)
-                stamps, rows = [], []
-                keys += [key for key in row if key not in known][: KEYS_MAX - len(keys)]
-                known = set(keys)
+            if not known.issuperset(row):
+                new = [key for key in row if key not in known]
+                if len(keys) + len(new) > KEYS_MAX:
+                    self._say_too_many(new[-1])
+                if new := new[: KEYS_MAX - len(keys)]:
+                    batches += self._batches(stamps, rows, keys)
+                    stamps, rows = [], []
+                    keys += new
+                    known = set(keys)
             stamps.append(ts_ns)
             rows.append(row)
         batches += self._batches(stamps, rows, keys)
@@ -121,6 +131,14 @@ class KeyedDecoder(ABC):
     def remember(self, frames: FrameBatch, memory: Memory) -> None:
         """Note the keys of the newest frames; a key that is missed costs a signal group and nothing else."""
         self.decode(frames[-REMEMBERED_FRAMES:], memory)
+
+    def _say_too_many(self, key: str) -> None:
+        if not self._said_too_many:
+            self._said_too_many = True
+            log.warning(
+                "more than %d keys: this one and further ones are in the raw frames only source=%s key=%r hint=%r",
+                KEYS_MAX, self.source, key[:80], "after a change of the device, give the line another name",
+            )  # fmt: skip
 
     def _batches(self, stamps: list[int], rows: list[Row], keys: Sequence[str]) -> Iterator[SignalBatch]:
         """A batch for each group of keys, of the rows that have any of them."""

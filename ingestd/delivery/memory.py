@@ -5,16 +5,19 @@ is away and a new stretch begins. The rows of the new stretch need the header of
 sent yet, and which another transaction is only going to decode. So the journal is read for it: from the last position
 at which the database knows what was remembered, to where the memory is wanted.
 
-Limits: only what is still in the journal can be remembered. Reading costs what the lines of sources with a memory cost,
-and is done once for a stretch; decoders pass over what teaches them nothing.
+Limits: only what is still in the journal can be remembered. It is read once for a stretch, and nothing is sent
+meanwhile: some seconds for an hour of backlog, where a source remembers anything. Decoders pass over what teaches them
+nothing. A stop does not wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import takewhile
 
 from ingestd.journal import Journal, Kind, Record, Stretch, merge
 from ingestd.model import BATCH_FRAMES_MAX, FrameBatch, Memory
@@ -34,7 +37,11 @@ async def recall(
         return {}
     standings = await writer.standings([each.feed_id for each in stretches[:-1]])
     own = {feed_id: each for feed_id, each in standings.items() if each.machine_id == machine_id}  # Not a clone's.
-    return await asyncio.to_thread(_read_back, journal, stretches, position, own, decoders)
+    unwanted = threading.Event()
+    try:
+        return await asyncio.to_thread(_read_back, journal, stretches, position, own, decoders, unwanted)
+    finally:
+        unwanted.set()  # A thread cannot be cancelled.
 
 
 def _read_back(
@@ -43,6 +50,7 @@ def _read_back(
     position: int,
     standings: Mapping[str, Standing],
     decoders: Decoders,
+    unwanted: threading.Event,
 ) -> dict[str, Memory]:
     """The memory at a position of the last of `stretches`; `standings` are those of the feeds of the others."""
     memory: dict[str, Memory] = {}
@@ -55,7 +63,8 @@ def _read_back(
             break
     for stretch in stretches[first:]:
         through = position if stretch is stretches[-1] else stretch.last_sequence
-        for frames in _frames_of(journal.look_back(stretch.id, after, through), sources):
+        records = takewhile(lambda _: not unwanted.is_set(), journal.look_back(stretch.id, after, through))
+        for frames in _frames_of(records, sources):
             _remember(decoders, frames, memory)
         after = 0
     return memory

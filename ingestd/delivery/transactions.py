@@ -36,6 +36,7 @@ from ingestd.model import (
     SignalGroup,
 )
 from ingestd.pipeline import Decoders
+from ingestd.protocols import check_memory
 from ingestd.store.writer import FeedBatch, SessionEdit, StampedEvent
 
 GAP_EVENTS = frozenset({"gap", "link_down", "resumed"})  # After these the first sample of every channel is marked.
@@ -426,10 +427,11 @@ def _decode(
     if len(failures) < DECODER_FAILURES_MAX:
         try:
             noted = deepcopy(memory.get(frames.source, {}))
-            decoded = decoders.of(frames.source).decode(frames, noted)
+            done = decoders.of(frames.source).decode(frames, noted)
+            check_memory(noted)
             if noted:
                 memory[frames.source] = noted
-            return decoded
+            return done
         except Exception as error:
             if len(frames) == 1:
                 failures.append(f"{type(error).__name__}: {error}")

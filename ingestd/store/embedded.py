@@ -49,6 +49,11 @@ SETTINGS = {
     "log_checkpoints": "off",  # The wheel's log file is never rotated, and this is all that grows it.
 }
 
+CLIENTS = """
+SELECT coalesce(nullif(application_name, ''), 'without a name'), count(*)
+FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() GROUP BY 1 ORDER BY 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class _Server:
@@ -119,6 +124,18 @@ def stop(directory: Path | None = None) -> bool:
             f"see {directory / 'log'}",
         )
     return True
+
+
+def clients(directory: Path | None = None) -> dict[str, int]:
+    """Who is connected to the running server, by `application_name`, and how often. Empty also where it cannot say."""
+    directory = (directory or data_dir()).resolve()
+    try:
+        server = _find(directory)
+        said = _ask(server, CLIENTS) if server is not None and server.ready else ""
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = [line.rpartition("|") for line in said.splitlines()]
+    return {name: int(count) for name, _, count in rows}
 
 
 def psql_path() -> Path:
@@ -216,16 +233,17 @@ def _launch(wheel: Any, directory: Path) -> None:
 
 
 def _make_database(server: _Server) -> None:
-    def run(*statements: str) -> str:
-        arguments = [str(_program("psql")), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", server.dsn("postgres")]
-        for statement in statements:
-            arguments += ["-c", statement]
-        return subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
-
-    if run(f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'"):
+    if _ask(server, f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'"):
         return
     settings = [f"ALTER SYSTEM SET {name} = '{value}'" for name, value in SETTINGS.items()]
-    run(*settings, "SELECT pg_reload_conf()", f"CREATE DATABASE {DATABASE}")
+    _ask(server, *settings, "SELECT pg_reload_conf()", f"CREATE DATABASE {DATABASE}")
+
+
+def _ask(server: _Server, *statements: str) -> str:
+    arguments = [str(_program("psql")), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", server.dsn("postgres")]
+    for statement in statements:
+        arguments += ["-c", statement]
+    return subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
 def _clear(directory: Path) -> None:

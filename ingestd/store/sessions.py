@@ -145,17 +145,22 @@ class Catalogue:
             for row in rows
         ]  # fmt: skip
 
-    async def find(self, name: str) -> Session | None:
-        """The session with this name or id, or None. Raises UsageError if several have the name."""
+    async def called(self, name: str) -> list[Session]:
+        """The sessions with this name or id, oldest first."""
         rows = await self._fetch(
             "SELECT id, name, car_id, created_utc, time_base FROM sessions WHERE name = $1 OR id::text = lower($1)"
             " ORDER BY created_utc",
             name,
         )
-        if len(rows) > 1:
-            ids = ", ".join(str(row["id"]) for row in rows)
-            raise UsageError(f"{len(rows)} sessions are called {name!r}", f"give the id of one: {ids}")
-        return Session(*rows[0].values()) if rows else None
+        return [Session(*row.values()) for row in rows]
+
+    async def find(self, name: str) -> Session | None:
+        """The session with this name or id, or None. Raises UsageError if several have the name."""
+        found = await self.called(name)
+        if len(found) > 1:
+            ids = ", ".join(str(each.id) for each in found)
+            raise UsageError(f"{len(found)} sessions are called {name!r}", f"give the id of one: {ids}")
+        return found[0] if found else None
 
     async def begin(self, feed: NewFeed, session: Session, existing: str | None) -> FeedRow:
         """Record a file's feed at position 0, in the session called `existing` or else in a new `session`.

@@ -20,7 +20,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from ingestd import demo
+from ingestd import demo, pipeline
 from ingestd.decode.databases import load
 from ingestd.imports import ImportOptions, import_file
 from ingestd.pipeline import Binding
@@ -31,10 +31,12 @@ SECONDS_MAX = 240.0
 
 IMPORTER = """
 import asyncio, pathlib, pickle, random, sys
+from ingestd import pipeline
 from ingestd.imports import import_file
 from ingestd.sources.captures import Capture
 
 Capture.batches.__defaults__ = (random.randrange(300, 3000),)
+pipeline.TRANSACTION_FRAMES = random.randrange(1, 5000)
 options = pickle.loads(bytes.fromhex(sys.stdin.readline()))
 print("ready", flush=True)
 summary = asyncio.run(import_file(pathlib.Path(sys.argv[1]), options, sys.argv[2]))
@@ -135,6 +137,7 @@ async def test_backends_terminated_under_an_import(
     connection = await asyncpg.connect(migrated)
     await connection.execute("TRUNCATE feeds, sessions, signal_chunks, frame_chunks, signal_groups CASCADE")
     monkeypatch.setattr(Capture.batches, "__defaults__", (100,))
+    monkeypatch.setattr(pipeline, "TRANSACTION_FRAMES", 1)
     rng, terminated, retries = random.Random(5), 0, []
     importing = asyncio.create_task(import_file(capture, options(), migrated, on_retry=retries.append))
     while not importing.done():

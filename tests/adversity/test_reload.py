@@ -114,7 +114,7 @@ def test_sources_come_and_go_under_load(
     assert len(told) == RELOADS
     assert [next(iter(each)) for each in told[:3]] == ["added", "reopened", "removed"]
     gaps = psql(migrated, "SELECT count(*) FROM events WHERE source = 'other' AND kind = 'gap' AND key = 'reload'")
-    assert int(gaps) == RELOADS // 3
+    assert int(gaps) == RELOADS // 3 + (RELOADS // 3 - 1), "each that reopened it, and each that brought it back"
     assert psql(migrated, "SELECT count(*) FROM sessions") == "1"
     sources = "SELECT jsonb_array_length(config -> 'file' -> 'serial') FROM sessions"
     assert psql(migrated, sources) == "1", "the session does not have the configuration in force"
@@ -171,6 +171,7 @@ def test_a_broken_configuration_is_refused_as_a_whole(
         assert done.returncode == 2
         assert all(name in done.stderr for name in names), done.stderr
         assert "Traceback" not in done.stderr
+        assert "the configuration is refused, the one before stays in force" in done.stderr
         log = recorder.log()[begun:]
         assert "error" in log
         assert "the one before stays in force" in log
@@ -188,6 +189,42 @@ def test_a_broken_configuration_is_refused_as_a_whole(
     assert psql(migrated, "SELECT count(*) FROM events WHERE kind = 'reload'") == "0"
     assert_books(recorder, migrated, {"line": instrument.stop()})
     assert_every_number_once(migrated)
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_read_is_refused_by_the_daemon(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No TOML, or gone: its daemon is found all the same, says so, and takes commands; that of another file is not."""
+    good = recorder.config.read_text()
+    recorder.config.write_text(good + "[[")
+    begun = len(recorder.log())
+    said = reload(recorder, exit_code=2)
+    assert "the configuration is refused, the one before stays in force: " in said
+    assert said.count("not TOML") == 1
+    assert "the configuration is refused, the one before stays in force: " in recorder.log()[begun:]
+    assert "not TOML" in ready(recorder)["trouble"]["configuration"]
+    marked = ingestd(recorder, "sessions", "mark", "in the pits")
+    assert "not TOML" in marked.stderr
+    assert "the daemon runs with the file as it was" in marked.stderr
+    listed = ingestd(recorder, "sessions", "list", exit_code=2)
+    assert "running" in listed.stdout
+    assert "this is what the daemon records" in listed.stderr
+    # A file beside it that is no better: the daemon that listens there is another's.
+    other = tmp_path / "other.toml"
+    other.write_text(good + "[[")
+    command = [sys.executable, "-m", "ingestd", "reload", "-c", str(other)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "or name the daemon by --socket PATH" in done.stderr
+    assert recorder.log()[begun:].count("the configuration is refused") == 1
+    recorder.config.unlink()
+    monkeypatch.setenv("INGESTD_HOME", str(tmp_path))  # Nothing but the default is left to find it by.
+    assert "No such file" in reload(recorder, exit_code=2)
+    assert "No such file" in ready(recorder)["trouble"]["configuration"]
+    recorder.config.write_text(good)
+    assert reload(recorder) == {}
+    assert "configuration" not in ready(recorder)["trouble"]
 
 
 @pytest.mark.slow

@@ -102,6 +102,15 @@ def test_without_a_database_and_killed_right_behind(tmp_path: Path, own_server: 
         went_on = sessions(recorder, "edit", "running", "car=rig-8")
         assert went_on["session"]["id"] == started["session"]["id"]
         assert (went_on["session"]["name"], went_on["session"]["driver"]) == ("race", "Kim")
+        # Without a database: what the daemon records is shown and taken by its name.
+        shown = ingestd(recorder, "sessions", "show", "running", exit_code=1)
+        assert shown.stdout.splitlines()[:3] == [
+            f"session race {started['session']['id']}", "  car     rig-8", "  driver  Kim",
+        ]  # fmt: skip
+        assert "in the database" not in shown.stdout
+        assert "the database is away; this is what the daemon records" in shown.stderr
+        taken = ingestd(recorder, "sessions", "edit", "race", "car=rig-8")
+        assert "whether other sessions are called race cannot be known, the running one is taken" in taken.stderr
         stopped = sessions(recorder, "stop")
         recorder.kill()
         recorder.start()
@@ -146,6 +155,7 @@ def test_the_latest_edit_wins(recorder: Recorder, instrument: Instrument, migrat
     wait_until(lambda: len(rows(migrated)) == 2, "the second", more=recorder.log)
     refused = ingestd(recorder, "sessions", "edit", "third", "notes=x", exit_code=2)
     assert "no session third" in refused.stderr
+    assert_ambiguity_is_refused(recorder, migrated, listed["id"])
     # The database is lost as far as the last minutes go: everything is sent again, and the edits are not undone.
     psql(migrated, "UPDATE feeds SET position = 0")
     recorder.kill()
@@ -155,6 +165,31 @@ def test_the_latest_edit_wins(recorder: Recorder, instrument: Instrument, migrat
     first, second = rows(migrated)
     assert (first["notes"], first["car_id"], first["driver"]) == ("by command", None, "Bea")
     assert (second["name"], second["car_id"]) == ("second", "rig-7")
+
+
+def assert_ambiguity_is_refused(recorder: Recorder, dsn: str, ended: str) -> None:
+    """Two sessions of a name, one of them running: neither is taken, and each can be named by the id that is said."""
+    running = sessions(recorder, "edit", "name=first")["session"]["id"]
+    for command in (["edit", "first", "notes=x"], ["show", "first"]):
+        refused = ingestd(recorder, "sessions", *command, exit_code=2)
+        assert "2 sessions are called 'first'" in refused.stderr
+        assert f"{ended}, {running} (running)" in refused.stderr
+    told = ingestd(recorder, "sessions", "edit", running.upper(), "name=second", "driver=Kim", "track=")
+    assert told.stdout == f"session second ({running}) edited: name: second, driver: Kim, track: none\n"
+    sessions(recorder, "edit", "running", "driver=")
+    told = ingestd(recorder, "sessions", "edit", "first", "notes=by command")
+    assert told.stdout == f"session first ({ended}) edited: notes: by command\n"
+    assert psql(dsn, f"SELECT notes FROM sessions WHERE id = '{ended}'") == "by command"
+    # What people have said is shown, of the running one before the database knows it.
+    shown = ingestd(recorder, "sessions", "show", "first").stdout.splitlines()
+    assert shown[:4] == [f"session first {ended}", "  driver  Bea", "  track   Monza", "  notes   by command"]
+    sessions(recorder, "edit", "notes=wet")
+    shown = ingestd(recorder, "sessions", "show", "running").stdout.splitlines()
+    assert shown[:3] == [f"session second {running}", "  car     rig-7", "  notes   wet"]
+    assert shown[-1].endswith("UTC, running")
+    header = ingestd(recorder, "sessions", "list").stdout.splitlines()[1]
+    assert [cell.strip() for cell in header.strip("┃ ").split("┃")][-4:] == ["car", "driver", "track", "notes"]
+    sessions(recorder, "edit", "notes=")
 
 
 def assert_books_again(recorder: Recorder, dsn: str, instrument: Instrument) -> None:
@@ -191,9 +226,14 @@ def test_two_daemons_on_one_machine(recorder: Recorder, tmp_path: Path, migrated
         assert (tmp_path / "journal.sock").is_socket()
         assert (folder / "journal.sock").is_socket()
         recorder.stop()
+        psql(migrated, "DELETE FROM sessions WHERE name = 'of the rig'")  # As if it had not come yet.
+        for command in (["show", "of the rig"], ["edit", "of the rig", "driver=Kim"]):
+            refused = ingestd(recorder, "sessions", *command, exit_code=1)
+            assert "session of the rig has ended, and the database does not have it yet" in refused.stderr
         assert not (tmp_path / "journal.sock").exists()
         refused = ingestd(recorder, "sessions", "start", exit_code=1)
         assert "nobody listens" in refused.stderr
+        assert "nobody listens" in ingestd(recorder, "sessions", "show", "running", exit_code=1).stderr
         assert sessions(other, "mark", "still there")["session"]["driver"] == "Ada"
         other.stop()
     finally:

@@ -163,6 +163,34 @@ def test_beside_a_daemon(tmp_path: Path, migrated: str) -> None:
         assert found["journal"][0] == found["devices"][0] == "note"
         assert f"held by pid {recorder.process.pid}" in found["journal"][1]  # type: ignore[union-attr]
         assert found["database"][0] == "ok"
+        pid = recorder.process.pid  # type: ignore[union-attr]
+        assert found["ingestd run"][0] == "note"
+        assert found["ingestd run"][1].startswith(f"would end with exit code 1: pid {pid} since ")
+        assert found["ingestd reload"] == ("ok", "would take this file")
+        shown = ingestd("check", "-c", recorder.config).stdout
+        assert shown.splitlines()[-1].startswith(f"`ingestd run` would end with exit code 1: pid {pid} since ")
+        assert shown.endswith(", with this file; `ingestd reload` would take this file\n")
+        # What `run` is said to do it does.
+        assert f"is held by pid {pid}" in ingestd("run", "-c", recorder.config, exit_code=1).stderr
+        good = recorder.config.read_text()
+        (tmp_path / "broken.dbc").write_text("BO_ 1 nonsense")
+        recorder.config.write_text(good + '[[can]]\nname = "can77"\ndbc = ["broken.dbc"]\n')
+        found = check(recorder.config, exit_code=1)
+        assert found["ingestd reload"] == ("problem", "would be refused: broken.dbc")
+        assert "broken.dbc" in ingestd("reload", "-c", recorder.config, exit_code=2).stderr
+        # Another file with the same journal: its daemon would not begin.
+        other = tmp_path / "other.toml"
+        other.write_text(good)
+        found = check(other, exit_code=1)
+        assert found["ingestd run"][0] == "problem"
+        assert "and not with this file" in found["ingestd run"][1]
+        assert "ingestd reload" not in found
+        # A journal of its own, and the same control socket.
+        settings = f'[database]\ndsn = "{migrated}"\n[control]\nsocket = "{recorder.journal}.sock"\n'
+        path = write(tmp_path, '[[can]]\nname = "can77"\n', settings, journal='path = "another"\nmax_bytes = "64MiB"\n')
+        found = check(path, "--seconds", "0.1", exit_code=1)
+        assert found["control"][0] == "note"
+        assert f"the daemon of {recorder.config} listens at " in found["control"][1]
         assert "link down" not in recorder.log()
     finally:
         recorder.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,15 @@ def test_from_empty_database_to_sql(database: str, capture: Path, dbc: Path) -> 
     assert "Engine.Rpm" in ingestd("sessions", "show", dsn=database).stdout
     asked = ingestd("db", "psql", "-XAtc", "SELECT sum(value_num) FROM signals", dsn=database).stdout
     assert asked.strip() == "2000.25"
+    # What docs/sql.md has to copy can be asked; the capture's frames are all decoded.
+    page = (Path(__file__).parents[2] / "docs" / "sql.md").read_text()
+    queries = capture.with_name("queries.sql")
+    queries.write_text("".join(re.findall(r"```sql\n(.*?)```", page, re.DOTALL)))
+    psql = ["db", "psql", "-XAt", "-v", "ON_ERROR_STOP=1", "-f"]
+    answers = ingestd(*psql, queries, dsn=database).stdout.splitlines()
+    assert [answer.split("|")[:3] for answer in answers] == [
+        ["can0", "Engine.Rpm", "1000.25"], [str(capture), "2", "2"],
+    ]  # fmt: skip
 
     ingestd("db", "downgrade", "base", "--yes", dsn=database)
     assert "ingestd db init" in ingestd("sessions", "list", dsn=database, exit_code=1).stderr

@@ -13,16 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from ingestd.config import find_control_socket, load_config
+from ingestd.config import find_control_socket, likely_control_socket, load_config
 from ingestd.daemon import control
 from ingestd.daemon.client import NoDaemon, ask, asking
 from ingestd.daemon.control import json_of, serve
+from ingestd.daemon.limited import CONNECTIONS_MAX
 from ingestd.errors import ConfigError, IngestdError, UsageError
 
 
@@ -95,6 +97,25 @@ async def test_questions_and_answers(tmp_path: Path) -> None:
 
         assert await asyncio.to_thread(lines) == [b"0\n", b"1\n", b"2\n"]
     assert not path.exists()
+
+
+async def test_more_connections_than_it_bears(tmp_path: Path) -> None:
+    """They are told so and closed; recording keeps its file descriptors, and who ends makes room."""
+    path = tmp_path / "control.sock"
+    async with serve(path, ROUTES):
+        await until(path.exists)
+        others = [await asyncio.open_unix_connection(path) for _ in range(CONNECTIONS_MAX)]
+        with pytest.raises(IngestdError, match="32 connections are open already"):
+            await asked(path, "GET", "/hello")
+        others[0][1].close()
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(IngestdError):
+                    assert await asked(path, "GET", "/hello") == {"hello": "there"}
+                    break
+                await asyncio.sleep(0.01)
+        for _, writer in others[1:]:
+            writer.close()
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff"])
@@ -257,6 +278,20 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("[control]\nsocket = 7\n")
     with pytest.raises(ConfigError, match=r"control\.socket"):
         find_control_socket(file)
+    assert likely_control_socket(file) == tmp_path / "journal.sock"
+    # What can be read of a file that is no TOML says where, wherever the mistake is; else it is the default.
+    for text, expected in (
+        ('[journal]\npath = "of/car"\n[[can]\n', tmp_path / "of" / "car.sock"),
+        ('[[can]]\nname = "can0\n[control]\nsocket = "here"\n', tmp_path / "here"),
+        ('[journal]\npath = "of/car\n', tmp_path / "journal.sock"),
+        ("\0", tmp_path / "journal.sock"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="not TOML"):
+            find_control_socket(file)
+        assert likely_control_socket(file) == expected
+    file.write_bytes(b"\xff")
+    assert likely_control_socket(file) == likely_control_socket(tmp_path / "gone") == tmp_path / "journal.sock"
     file.write_text('journal = 7\n[database]\ndsn = "postgresql:///x"\n[[can]]\nname = "can0"\n')
     assert find_control_socket(file) == tmp_path / "journal.sock"
     with pytest.raises(ConfigError, match="journal"):

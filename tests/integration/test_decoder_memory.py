@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ingestd.decode.can import Counts, Decoded
 from ingestd.delivery import memory
 from ingestd.framing import SerialFrame
-from ingestd.journal import Journal
-from ingestd.model import SerialFlag
+from ingestd.journal import Journal, Record
+from ingestd.model import FrameBatch, Memory, SerialFlag
 from ingestd.pipeline import Decoders
 from ingestd.sources.serial import columns
 from tests.conftest import psql
@@ -106,3 +111,67 @@ async def test_a_decoder_that_cannot_bear_what_was(
     kill(journal)
     assert "cannot be remembered source=ecu" in caplog.text
     assert psql(migrated, "SELECT count(*) FROM frames") == "4"
+
+
+class _Forgetful:
+    """A decoder that remembers what no database can keep, from the second frame on."""
+
+    def decode(self, batch: FrameBatch, known: Memory) -> Decoded:
+        known["seen"] = known.get("seen", 0) + len(batch)
+        if known["seen"] > 1:
+            known["when"] = {batch.source}
+        return Decoded([], Counts(frames=len(batch), decoded=len(batch)))
+
+
+async def test_a_decoder_that_remembers_what_is_no_json(
+    tmp_path: Path, migrated: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its frames are stored undecoded, what it remembered before stays, and nothing stops."""
+    journal = open_journal(tmp_path)
+    say(journal, 1, b"one", b"two", b"three")
+    delivery = make(journal, migrated, "machine-1")
+    delivery.decoders = Decoders([], protocols={"line": "lines"})
+    delivery.decoders.keep("ecu", _Forgetful())
+    await send(delivery)
+    kill(journal)
+    assert "what the decoder remembers is no JSON" in caplog.text
+    assert psql(migrated, "SELECT count(*) FROM frames WHERE payload_json ->> 'source' = 'ecu'") == "3"
+    state = json.loads(psql(migrated, "SELECT decoder_state FROM feeds"))
+    assert state["memory"]["ecu"] == {"seen": 1}
+    assert (state["counts"]["ecu"]["decoded"], state["counts"]["ecu"]["undecoded"]) == (1, 2)
+
+
+async def test_a_stop_does_not_wait_for_what_was(
+    tmp_path: Path, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the backlog is that the memory is read from: who is cancelled leaves nobody reading on."""
+    journal = open_journal(tmp_path)
+    say(journal, 1, b"t,rpm", b"1,10")
+    record = next(journal.look_back(journal.stretches()[-1].id, 0, 1))
+    kill(journal)
+    journal = open_journal(tmp_path)
+    say(journal, 30, b"2,20")
+    reading, left = threading.Event(), threading.Event()
+
+    def endless(*_: Any) -> Iterator[Record]:
+        try:
+            while True:
+                reading.set()
+                yield record
+        finally:
+            left.set()
+
+    monkeypatch.setattr(journal, "look_back", endless)
+    delivery = make(journal, migrated, "machine-1")
+    delivery.decoders = Decoders([], protocols=PROTOCOLS)
+    sending = asyncio.create_task(send(delivery))
+    assert await asyncio.to_thread(reading.wait, 30)
+    sending.cancel()
+    assert await asyncio.to_thread(left.wait, 30)
+    kill(journal)
+
+
+def test_what_nobody_can_read_without_a_memory() -> None:
+    """Keys stand in the lines themselves; the names of a CSV log do not."""
+    decoders = Decoders([], protocols={"ecu": "csv", "imu": "json", "line": "lines"})
+    assert (decoders.remembering, decoders.dependent) == ({"ecu", "imu"}, {"ecu"})

@@ -11,11 +11,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ingestd.errors import StoreError
 from ingestd.store import embedded
+
+PIPES: dict[str, Any] = {
+    "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -53,6 +58,36 @@ def test_start_twice_stop_twice(folder: Path) -> None:
     assert not embedded.stop(folder)
     assert embedded.running(folder) is None
     assert embedded.start(folder) == dsn
+
+
+def test_who_is_cut_off_by_a_stop_is_named(folder: Path) -> None:
+    """`ingestd db stop` says who was connected, by the name that a connection gives itself, and stops all the same."""
+    assert embedded.clients(folder) == {}
+    dsn = embedded.start(folder)
+    assert embedded.clients(folder) == {}
+    others = [
+        subprocess.Popen([embedded.psql_path(), "-XqAt", dsn], env={**os.environ, "PGAPPNAME": name}, **PIPES)
+        for name in ("ingestd/rig", "ingestd/rig", "")
+    ]
+    try:
+        for other in others:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            other.stdin.write("SELECT 1;\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == "1\n"
+        assert embedded.clients(folder) == {"ingestd/rig": 2, "without a name": 1}
+        done = subprocess.run(
+            [sys.executable, "-m", "ingestd", "db", "stop"], env={**os.environ, "INGESTD_HOME": str(folder.parent)},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "the embedded server is stopped\n"
+        assert "cut off: ingestd/rig (2), without a name; a daemon records on into its journal" in done.stderr
+        assert embedded.running(folder) is None
+    finally:
+        for other in others:
+            other.communicate(timeout=60)
 
 
 def test_data_survives_kill_and_stop(folder: Path) -> None:

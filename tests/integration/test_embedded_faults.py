@@ -220,6 +220,7 @@ def test_a_server_that_refuses_us_is_told_in_its_own_words(folder: Path) -> None
     wait_until(lambda: "reloading configuration" in (folder / "log").read_text().rpartition("SIGHUP")[2], "reload")
     with pytest.raises(StoreError, match=r"cannot be started: .*pg_hba\.conf rejects connection"):
         embedded.start(folder)
+    assert embedded.clients(folder) == {}, "who is refused knows of nobody"
     rules.write_text("local all all trust\n")
     os.kill(postmaster(folder), signal.SIGHUP)
     wait_until(lambda: answers(folder), "answer")

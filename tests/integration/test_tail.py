@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ingestd.cli.tail import of_none
 from tests.books import in_metrics
 from tests.recorder import Instrument, Recorder, wait_until
 
@@ -138,6 +140,20 @@ def test_the_daemon_ends(daemon: Recorder) -> None:
         assert process.wait(30) == 1
         assert process.stderr is not None
         assert "no daemon runs here" in process.stderr.read()
+
+
+def test_nothing_matches(daemon: Recorder) -> None:
+    """It is said once, with how many channels there are; and where none has a value, that."""
+    with tail(daemon, "GGA.speed") as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert re.fullmatch(
+            r"warning: no channel matches 'GGA\.speed' so far; there are \d+ channels: ingestd tail shows them all\n",
+            said,
+        )
+        process.terminate()
+        assert process.stderr.read() == ""
+    assert "no channel has a value so far: ingestd check -c FILE" in of_none("*", 0)
 
 
 def test_what_is_wrong_in_the_call(daemon: Recorder) -> None:

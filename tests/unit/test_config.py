@@ -463,10 +463,11 @@ def test_the_example_is_a_configuration(tmp_path: Path, monkeypatch: pytest.Monk
     assert (config.batch, config.journal.max_bytes, config.http) == (plain.batch, plain.journal.max_bytes, plain.http)
 
 
-def test_the_shortest_file_of_the_documentation(tmp_path: Path) -> None:
-    """It is one."""
-    page = (DOCS / "configuration.md").read_text(encoding="utf-8")
-    assert load(tmp_path, page.split("```toml\n")[1].split("```")[0]).can[0].channel == "can0"
+@pytest.mark.parametrize("page", ["docs/configuration.md", "README.md"])
+def test_the_first_file_of_the_documentation(tmp_path: Path, page: str) -> None:
+    """It is whole."""
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    assert load(tmp_path, text.split("```toml\n")[1].split("```")[0]).can[0].channel == "can0"
 
 
 @pytest.mark.parametrize(

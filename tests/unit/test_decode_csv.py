@@ -228,3 +228,22 @@ def test_the_first_line_may_be_the_rest_of_one() -> None:
     again = CsvDecoder("ecu").decode(framed(b"53,900\n126854,901\n"), memory)
     assert values(again) == [{"t": 126854, "rpm": 901}]
     assert again.counts.undecoded == 1
+
+
+@pytest.mark.parametrize("rest", [b"Time,rpm,map", b"me,rpm,map", b"rpm,map", b"pm,map", b"p"])
+def test_the_first_line_may_be_the_rest_of_the_header(rest: bytes) -> None:
+    """It is completed from the header in force: no channel is named by half of its name."""
+    memory: Memory = {}
+    CsvDecoder("ecu").decode(framed(b"Time,rpm,map\ns,1/min,kPa\n1,900,80\n"), memory)
+    known = json.loads(json.dumps(memory))
+    again = CsvDecoder("ecu").decode(framed(rest + b"\ns,1/min,kPa\n2,901,81\n"), memory)
+    assert values(again) == [{"Time": 2, "rpm": 901, "map": 81}]
+    assert memory == known
+
+
+def test_another_header_on_the_first_line_is_taken() -> None:
+    """Many devices say theirs exactly when they are opened."""
+    memory: Memory = {}
+    CsvDecoder("ecu").decode(framed(b"Time,rpm,map\n1,900,80\n"), memory)
+    assert values(CsvDecoder("ecu").decode(framed(b"Time,rpm\n2,901\n"), memory)) == [{"Time": 2, "rpm": 901}]
+    assert values(CsvDecoder("ecu").decode(framed(b"t,afr\n3,14.7\n"), {})) == [{"t": 3, "afr": 14.7}]

@@ -168,13 +168,19 @@ def test_many_keys_are_several_groups_of_which_only_the_last_grows() -> None:
     assert values(decoded) == lines
 
 
-def test_keys_without_end_are_bounded() -> None:
-    """A device that says its time as a key fills neither memory nor database; what it says besides is decoded."""
+def test_keys_without_end_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """A device that says its time as a key fills neither memory nor database; what it says besides is decoded.
+
+    That there are keys which are not is said once.
+    """
     lines = [b'{"%d":1,"rpm":%d}' % (n + 10**9, n) for n in range(2000)]
     memory: Memory = {}
     decoded = JsonDecoder("imu").decode(batch(*lines), memory)
     assert len(memory["json"]) == KEYS_MAX
     assert sum("rpm" in line for line in values(decoded)) == 2000
+    assert [record.getMessage().split(" hint=")[0] for record in caplog.records] == [
+        "more than 512 keys: this one and further ones are in the raw frames only source=imu key='1000000511'"
+    ]
 
 
 def test_a_channel_may_change_its_type() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ingestd.daemon.live import FRAMES_WAITING_MAX, Live, Value, matches
 from ingestd.decode.databases import load
+from ingestd.framing import LineFramer
 from ingestd.model import Clock, ClockState, FrameBatch, SerialFlag
 from ingestd.pipeline import Binding, Decoders
 from ingestd.sources.serial import columns
@@ -63,6 +64,18 @@ async def test_the_newest_value_of_each_channel(live: Live) -> None:
         Value("can0", "Brakes.Pressure", 9, 1009, 7.0, None, "bar", 0, 1),
         Value("can0", "Engine.Mode", 7, 1007, 3.0, "launch", None, 0, 2),
         Value("can0", "Engine.Speed", 7, 1007, 3000.0, None, "rpm", 0, 2),
+    ]
+
+
+async def test_keys_that_come_in_turns() -> None:
+    """A line without a key says nothing of it: what was there last stays, with its own instant and number."""
+    decoders = Decoders([], protocols={"ecu": "keyvalue", "can": "keyvalue"})
+    framer = LineFramer()
+    lines = [frame for n in range(4) for frame in framer.feed((b"t=%d\n", b"rpm=%d u=\n")[n % 2] % n, n)]
+    decoded = await first(Live(lambda: decoders), columns("ecu", lines[1:3]), columns("ecu", lines[3:]))
+    assert [(each.channel, each.number, each.ts_mono_ns, each.samples) for each in decoded] == [
+        ("rpm", 3.0, 3, 2),
+        ("t", 2.0, 2, 1),
     ]
 
 

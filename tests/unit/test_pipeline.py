@@ -63,8 +63,9 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "RETRY_SECONDS_MIN", 0.001)
 
 
-def test_a_feed_of_several_batches() -> None:
+def test_a_feed_of_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each transaction begins where the one before it ended; the last one, and no other, completes the feed."""
+    monkeypatch.setattr(pipeline, "TRANSACTION_FRAMES", 10)
     items = [FeedItem([journals.frames(first, 10)], first + 10, dict) for first in (0, 10, 20)]
     prepared = list(pipeline.prepare(iter(items), Decoders([]), PLACEMENT, position=100))
     assert [(each.batch.position_old, each.batch.position_new) for each in prepared] == [
@@ -72,6 +73,18 @@ def test_a_feed_of_several_batches() -> None:
     ]  # fmt: skip
     assert [each.batch.completed for each in prepared] == [False, False, True]
     assert [(each.counts.frames, each.progress) for each in prepared] == [(10, 10), (20, 20), (30, 30)]
+
+
+def test_small_batches_share_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as make it worth the wait for the disk; its progress is that of the last one."""
+    monkeypatch.setattr(pipeline, "TRANSACTION_FRAMES", 25)
+    items = [FeedItem([journals.frames(first, 10)], first + 10, dict) for first in range(0, 50, 10)]
+    prepared = list(pipeline.prepare(iter(items), Decoders([]), PLACEMENT))
+    assert [(each.batch.position_old, each.batch.position_new, each.progress) for each in prepared] == [
+        (0, 30, 30), (30, 50, 50)
+    ]  # fmt: skip
+    assert [each.batch.completed for each in prepared] == [False, True]
+    assert [copy.rows for each in prepared for copy in each.batch.copies] == [0, 3, 0, 2]
 
 
 PLACEMENT = Placement(UUID(int=1), journals.CLOCK.utc_offset_ns, journals.CLOCK.state)

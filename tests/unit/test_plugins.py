@@ -14,9 +14,9 @@ import pytest
 from ingestd.decode.databases import load
 from ingestd.errors import ConfigError
 from ingestd.framing import Framer, SerialFrame
-from ingestd.model import Flag
+from ingestd.model import Flag, Memory
 from ingestd.pipeline import Binding, Decoders
-from ingestd.protocols import Line, new_decoder, new_framer
+from ingestd.protocols import Line, check_memory, new_decoder, new_framer
 from ingestd.sources.serial import columns
 from tests.plugins import EXAMPLE, install_example
 from tests.unit.test_decode_keyed import values
@@ -168,6 +168,29 @@ def test_a_plugin_with_a_decoder_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert decoder is not None
     assert decoder.decode(frames, memory).counts.decoded == 2
     assert (memory, decoder.name) == ({"seen": 2}, "x 3")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        ({"a": {1, 2}}, "is no JSON: Object of type set"),
+        ({"a": (1, 2)}, "is no JSON: it has tuples"),
+        ({1: 2}, "is no JSON: it has tuples, or keys"),
+        ({"a": float("nan")}, "is no JSON: Out of range"),
+        ({"a": "\ud800"}, "is no JSON: 'utf-8' codec"),
+        ({"a": "x\\\0"}, "has a NUL in it"),
+        ({"a\0": 1}, "has a NUL in it"),
+        ({"a": "\\u0000", "b": [1, None, {"c": 2.5}]}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_a_decoder_may_remember(memory: Memory, said: str) -> None:
+    """What the database gives back as it was, and nothing else."""
+    if not said:
+        check_memory(memory)
+        return
+    with pytest.raises(ValueError, match=said):
+        check_memory(memory)
 
 
 def test_libraries_are_imported_when_a_line_asks_for_them() -> None:

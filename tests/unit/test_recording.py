@@ -59,3 +59,16 @@ def test_a_source_that_is_reopened_leaves_a_gap(tmp_path: Path) -> None:
     assert (gap.kind, gap.key, gap.ts_ns) == ("gap", "reload", 500_000)
     assert gap.payload == {"reason": "reload", "from_ns": 500_000, "to_ns": 1_000_000}
     journal.close(ended=True)
+
+
+def test_a_source_that_is_away_while_another_session_begins(tmp_path: Path) -> None:
+    """It leaves no gap there: of that session nothing is missing."""
+    journal = open_journal(tmp_path)
+    recording = Recording(journal, WallClock(), now=lambda: 500_000)
+    recording.frames(frames(0, 10), CLOCK)
+    recording.expect_gap("can0", "reload")
+    recording.forget_before()
+    recording.frames(frames(1000, 10), CLOCK)
+    records, _ = read_all(journal, journal.stretches()[-1].id)
+    assert not [record for record in records if record.kind is Kind.EVENT]
+    journal.close(ended=True)

@@ -26,18 +26,23 @@ from ingestd.sources.captures.base import (
     Options,
     Sources,
 )
-from ingestd.sources.captures.blf_objects import LAYOUTS, parse_objects
+from ingestd.sources.captures.blf_objects import (
+    CONTAINER,
+    LAYOUTS,
+    NO_PLACES,
+    OBJECT_BYTES_MAX,
+    OBJECT_HEADER,
+    PADDING_MAX,
+    SIGNATURE,
+    ObjectPlaces,
+    parse_objects,
+    regular_objects,
+)
 from ingestd.sources.captures.dates import zoned_ns
 
-OBJECT_BYTES_MAX = 64 << 20  # Vector's containers have about 128 kB.
-ObjectPlaces = dict[int, list[tuple[int, int]]]  # position and header size of the objects of each type
 _SEARCH_BYTES = 1 << 16
-_SIGNATURE = b"LOBJ"
-_PADDING_MAX = 7  # Bytes between objects; more are damage.
 
 _FILE_HEADER = struct.Struct("<4sL32x8H")
-_OBJECT_HEADER = struct.Struct("<4sHHLL")  # signature, header size, header version, object size, type
-_CONTAINER = 10
 _CONTAINER_HEADER_BYTES = 16  # Its first two are the compression.
 _STORED, _DEFLATED = b"\0\0", b"\2\0"
 
@@ -79,7 +84,7 @@ class BlfCapture(Capture):
         """The frames behind an object that never ends: it is cut off, or its size is wrong and others hide in it."""
         while tail.strip(b"\0"):
             self.damage.add_offset(offset, "the object is cut off")
-            tail = tail[max(tail.find(_SIGNATURE, 4), 0) or len(tail) :]
+            tail = tail[max(tail.find(SIGNATURE, 4), 0) or len(tail) :]
             found, rest = self._objects(tail, offset)
             if found:
                 yield self._batch(tail, found, offset, sources, position)
@@ -91,22 +96,22 @@ class BlfCapture(Capture):
             offset: int | None = self._header()[0]
             while offset is not None:
                 file.seek(offset)
-                head = file.read(_OBJECT_HEADER.size)
-                if not head.strip(b"\0") and len(head) < _OBJECT_HEADER.size:
+                head = file.read(OBJECT_HEADER.size)
+                if not head.strip(b"\0") and len(head) < OBJECT_HEADER.size:
                     return
-                if len(head) < _OBJECT_HEADER.size or not head.startswith(_SIGNATURE):
-                    if not 0 < head.find(_SIGNATURE) <= _PADDING_MAX:
+                if len(head) < OBJECT_HEADER.size or not head.startswith(SIGNATURE):
+                    if not 0 < head.find(SIGNATURE) <= PADDING_MAX:
                         self.damage.add_offset(offset, "no object where one should be")
                         yield offset, None, offset, False
-                    offset = _find(file, _SIGNATURE, offset + 1)
+                    offset = _find(file, SIGNATURE, offset + 1)
                     continue
-                size, kind = _OBJECT_HEADER.unpack(head)[3:]
+                size, kind = OBJECT_HEADER.unpack(head)[3:]
                 body = file.read(max(size - len(head), 0)) if size <= OBJECT_BYTES_MAX else b""
                 if len(head) + len(body) < max(size, 32):
                     yield offset, *self._cut_container(file, offset, kind), False
-                    offset = _find(file, _SIGNATURE, offset + 4)
+                    offset = _find(file, SIGNATURE, offset + 4)
                     continue
-                followed = _SIGNATURE in file.read(_PADDING_MAX + len(_SIGNATURE))
+                followed = SIGNATURE in file.read(PADDING_MAX + len(SIGNATURE))
                 data, hidden = self._open(head, body, offset, followed)
                 end = offset + (size if hidden < 0 else len(head) + hidden)
                 yield offset, data, end, True
@@ -115,22 +120,22 @@ class BlfCapture(Capture):
     def _open(self, head: bytes, body: bytes, offset: int, followed: bool) -> tuple[bytes | None, int]:
         """The contents of a container or an object outside any, and where behind its head an object begins that can
         be no part of it (-1: nowhere), because the size or the type of this one is wrong: one damage."""
-        _, header_size, _, size, kind = _OBJECT_HEADER.unpack(head)
+        _, header_size, _, size, kind = OBJECT_HEADER.unpack(head)
         layout = LAYOUTS.get(kind)
-        if kind == _CONTAINER and body[:2] == _STORED:
+        if kind == CONTAINER and body[:2] == _STORED:
             return body[_CONTAINER_HEADER_BYTES:], -1
         if layout and followed and layout.fills(header_size, size):
             return head + body, -1
         data, problem, rest = _inflate(body) if body[:2] == _DEFLATED else (None, "unknown compression", b"")
-        if kind == _CONTAINER:
-            at = rest.find(_SIGNATURE)
+        if kind == CONTAINER:
+            at = rest.find(SIGNATURE)
             if problem or at >= 0:
                 self.damage.add_offset(offset, f"the container cannot be unpacked ({problem or 'its size is wrong'})")
             return None if problem else data, -1 if at < 0 else len(body) - len(rest) + at
-        if layout is None and data and _SIGNATURE in data:
+        if layout is None and data and SIGNATURE in data:
             self.damage.add_offset(offset, "a container whose type is wrong")
             return data, -1
-        hidden = body.find(_SIGNATURE)
+        hidden = body.find(SIGNATURE)
         if hidden >= 0:
             self.damage.add_offset(offset, "an object with others in it: its size or type is wrong")
             return None, hidden
@@ -142,62 +147,68 @@ class BlfCapture(Capture):
         The objects of a container that is not compressed are found by their signatures.
         """
         self.damage.add_offset(offset, "the container is cut off or its size is wrong")
-        following = _find(file, _SIGNATURE, offset + 4)
-        file.seek(offset + _OBJECT_HEADER.size)
+        following = _find(file, SIGNATURE, offset + 4)
+        file.seek(offset + OBJECT_HEADER.size)
         # The next one may begin where this one's header should still be.
         body = file.read(OBJECT_BYTES_MAX if following is None else max(following - file.tell(), 0))
-        packed = kind == _CONTAINER and body[:2] == _DEFLATED
+        packed = kind == CONTAINER and body[:2] == _DEFLATED
         return _inflate(body)[0] if packed else None, file.tell()
 
     def _objects(self, data: bytes, offset: int) -> tuple[ObjectPlaces, bytes]:
         """Position and header size of the frame objects by type, and the bytes of an object that is not yet whole.
 
+        One by one only from where they are no regular chain: that is damage, or the last one.
         Objects are padded to 4 bytes, some writers' to 8; anything else between them is damage.
         """
-        found: ObjectPlaces = {}
-        position, end = 0, len(data)
-        unpack, header_bytes = _OBJECT_HEADER.unpack_from, _OBJECT_HEADER.size
+        regular, position = regular_objects(data)
+        found: dict[int, list[tuple[int, int]]] = {}
+        end = len(data)
+        unpack, header_bytes = OBJECT_HEADER.unpack_from, OBJECT_HEADER.size
         while position + header_bytes <= end:
             signature, header_size, _, size, kind = unpack(data, position)
-            if signature != _SIGNATURE:
-                at = data.find(_SIGNATURE, position)
+            if signature != SIGNATURE:
+                at = data.find(SIGNATURE, position)
                 zeros = at < 0 and not data[position:].strip(b"\0")
-                if not zeros and not 0 < at - position <= _PADDING_MAX:
+                if not zeros and not 0 < at - position <= PADDING_MAX:
                     self.damage.add_offset(offset, f"no object at {position} bytes into the container")
                 if at < 0:  # So many zeros are kept that they are too many if an object follows.
-                    return found, data[max(position, end - (header_bytes if zeros else 3)) :]
+                    position = max(position, end - (header_bytes if zeros else 3))
+                    break
                 position = at
                 continue
             if not _is_plausible(header_size, size, kind):
                 self.damage.add_offset(offset, f"an object of impossible size, {position} bytes into the container")
-                at = data.find(_SIGNATURE, position + 4)
+                at = data.find(SIGNATURE, position + 4)
                 if at < 0:
-                    return found, data[max(position + 4, end - 3) :]
+                    position = max(position + 4, end - 3)
+                    break
                 position = at
                 continue
             stop = position + size
             if stop > end:
                 break
             layout = LAYOUTS.get(kind)
-            followed = data.startswith(_SIGNATURE, stop)
+            followed = data.startswith(SIGNATURE, stop)
             if not followed or (layout and not layout.fills(header_size, size)):
-                followed = followed or _SIGNATURE in data[stop : stop + _PADDING_MAX + len(_SIGNATURE)]
+                followed = followed or SIGNATURE in data[stop : stop + PADDING_MAX + len(SIGNATURE)]
                 if (not followed or layout) and (hidden := _find_object(data, position + 4, stop)):
                     self.damage.add_offset(offset, f"an object of wrong size, {position} bytes into the container")
                     position = hidden
                     continue
-            if kind == _CONTAINER:  # The size of the one around it is wrong.
+            if kind == CONTAINER:  # The size of the one around it is wrong.
                 self.damage.add_offset(offset, f"a container {position} bytes into the container")
             if layout is not None:
                 found.setdefault(kind, []).append((position, header_size))
             position = stop
-        return found, data[position:]
+        for kind, places in found.items():
+            regular[kind] = np.concatenate((regular.get(kind, NO_PLACES), np.array(places)))
+        return regular, data[position:]
 
     def _batch(self, data: bytes, found: ObjectPlaces, offset: int, sources: Sources, position: int) -> CaptureBatch:
         """The frames of the objects found, in the order they have in `data`."""
         buffer = np.frombuffer(data + bytes(256), np.uint8)  # So that a gather of a whole layout stays inside.
-        parts = [parse_objects(buffer, LAYOUTS[kind], np.array(places)) for kind, places in found.items()]
-        at = np.concatenate([np.array(places)[:, 0] for places in found.values()])
+        parts = [parse_objects(buffer, LAYOUTS[kind], places) for kind, places in found.items()]
+        at = np.concatenate([places[:, 0] for places in found.values()])
         order = np.argsort(at, kind="stable")
         table = np.concatenate(parts)[order]
         table = table[~table["request"]]
@@ -214,17 +225,17 @@ class BlfCapture(Capture):
 
 def _is_plausible(header_size: int, size: int, kind: int) -> bool:
     layout = LAYOUTS.get(kind)
-    return _OBJECT_HEADER.size <= size <= OBJECT_BYTES_MAX and (layout is None or layout.allows(header_size, size))
+    return OBJECT_HEADER.size <= size <= OBJECT_BYTES_MAX and (layout is None or bool(layout.allows(header_size, size)))
 
 
 def _find_object(data: bytes, begin: int, end: int) -> int:
     """Where the first object with a plausible header begins; 0 if there is none."""
-    while (begin := data.find(_SIGNATURE, begin, end)) >= 0:
-        if begin + _OBJECT_HEADER.size <= len(data):
-            _, header_size, _, size, kind = _OBJECT_HEADER.unpack_from(data, begin)
-            if header_size >= _OBJECT_HEADER.size and _is_plausible(header_size, size, kind):
+    while (begin := data.find(SIGNATURE, begin, end)) >= 0:
+        if begin + OBJECT_HEADER.size <= len(data):
+            _, header_size, _, size, kind = OBJECT_HEADER.unpack_from(data, begin)
+            if header_size >= OBJECT_HEADER.size and _is_plausible(header_size, size, kind):
                 return begin
-        begin += len(_SIGNATURE)
+        begin += len(SIGNATURE)
     return 0
 
 

@@ -8,7 +8,9 @@ bits of the transceiver (NERR, wake-up), which only a frame that was on the bus 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,17 @@ from numpy.typing import NDArray
 from ingestd.model import Flag, Int64s, UInt8s
 from ingestd.sources.captures.base import EXTENDED_ID_MAX, FD_LENGTHS, STAMP_NS_MAX, STANDARD_ID_MAX
 
+SIGNATURE = b"LOBJ"
+OBJECT_HEADER = struct.Struct("<4sHHLL")  # signature, header size, header version, object size, type
+OBJECT_BYTES_MAX = 64 << 20  # Vector's containers have about 128 kB.
+CONTAINER = 10
+PADDING_MAX = 7  # Bytes between objects; more are damage.
+
+ObjectPlaces = dict[int, Int64s]  # int64[objects, 2]: position and header size of the objects of each type
+NO_PLACES: Int64s = np.zeros((0, 2), np.int64)
+_HEADER = np.dtype(
+    {"names": ["header_size", "size", "kind"], "formats": ["<u2", "<u4", "<u4"], "offsets": [4, 8, 12], "itemsize": 16}
+)
 _STAMPED_HEADER = np.dtype(
     {"names": ["size", "flags", "stamp"], "formats": ["<u4", "<u4", "<u8"], "offsets": [8, 16, 24], "itemsize": 32}
 )
@@ -37,10 +50,10 @@ class Layout:
     is_error: bool = False
     request: tuple[str, int] | None = None  # column and mask of the direction; 2 is a request to transmit
 
-    def allows(self, header_size: int, size: int) -> bool:
-        """Whether an object of these sizes has room for what its type has, and is not much larger."""
-        room = header_size >= _STAMPED_HEADER.itemsize and header_size + self.data_offset <= size
-        return room and size <= _FRAME_OBJECT_BYTES_MAX
+    def allows(self, header_size: Any, size: Any) -> Any:
+        """Whether objects of these sizes (integers or columns) have room for what their type has, and little more."""
+        room = (header_size >= _STAMPED_HEADER.itemsize) & (header_size + self.data_offset <= size)
+        return room & (size <= _FRAME_OBJECT_BYTES_MAX)
 
     def fills(self, header_size: int, size: int) -> bool:
         """Whether an object of this size has no room for another one behind what its type has."""
@@ -119,6 +132,32 @@ TABLE = np.dtype(
 def _gather(buffer: UInt8s, start: Int64s, dtype: np.dtype[np.void]) -> NDArray[np.void]:
     items: NDArray[np.void] = buffer[start[:, None] + np.arange(dtype.itemsize)].view(dtype)[:, 0]
     return items
+
+
+def regular_objects(data: bytes) -> tuple[ObjectPlaces, int]:
+    """The frame objects at the beginning of `data` that are a chain without any doubt, and where the last of them ends.
+
+    No doubt: each object is plausible and leads to the next one, at a multiple of 4, and there is no other signature
+    anywhere. The last object is never among them: what it leads to cannot be seen.
+    """
+    words = np.frombuffer(data, "<u4", len(data) // 4)
+    at = np.flatnonzero(words == np.frombuffer(SIGNATURE, "<u4")[0]) * 4
+    if not len(at) or at[0] or len(at) != data.count(SIGNATURE):
+        return {}, 0
+    at, following = at[:-1], at[1:]
+    header = _gather(np.frombuffer(data, np.uint8), at, _HEADER)
+    kind, header_size, size = header["kind"], header["header_size"].astype(np.int64), header["size"].astype(np.int64)
+    good = (size >= OBJECT_HEADER.size) & (size <= OBJECT_BYTES_MAX) & (kind != CONTAINER)
+    padding = following - at - size
+    good &= (padding >= 0) & (padding <= PADDING_MAX)
+    places: ObjectPlaces = {}
+    for number in set(np.unique(kind).tolist()) & LAYOUTS.keys():
+        good &= (kind != number) | LAYOUTS[number].allows(header_size, size)
+    count = len(good) if good.all() else int(np.argmin(good))
+    for number in set(np.unique(kind[:count]).tolist()) & LAYOUTS.keys():
+        rows = np.flatnonzero(kind[:count] == number)
+        places[number] = np.stack((at[rows], header_size[rows]), axis=1)
+    return places, int(at[count - 1] + size[count - 1]) if count else 0
 
 
 def parse_objects(buffer: UInt8s, layout: Layout, places: Int64s) -> NDArray[np.void]:
