@@ -171,7 +171,8 @@ def cost(in_place: Any, server: Any) -> list[dict[str, Any]]:
 LINES = {
     "disk": "{rate:,} frames/s: {ratio:.2f} bytes to the device per byte journalled; "
     "{bytes_per_frame:.1f} bytes a frame journalled, {syncs_per_second:.1f} syncs/s",
-    "latency": "{rate:,} frames/s: p50 {p50_ms:.0f} ms, p99 {p99_ms:.0f} ms, most {max_ms:.0f} ms",
+    "latency": "{rate:,} frames/s, batches of {interval}: "
+    "p50 {p50_ms:.0f} ms, p99 {p99_ms:.0f} ms, most {max_ms:.0f} ms",
     "drain": "{rate:,} frames/s: {backlog:,} frames of backlog gone after {seconds:.1f} s, "
     "{reconnected_after_s:.1f} s of it until the first commit; {drained_per_second:,.0f} frames/s: {ratio:.0f}x, "
     "with the waiting {ratio_with_waiting:.0f}x",

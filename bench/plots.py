@@ -85,7 +85,7 @@ def stages(axes: Axes, figures: list[dict[str, Any]]) -> None:
 
 def latencies(axes: Axes, figures: list[dict[str, Any]]) -> None:
     """Wire to SQL at each load."""
-    names = [f"{row['rate']:,} frames/s" for row in figures]
+    names = [f"{row['rate']:,} frames/s, {row['interval']}" for row in figures]
     for column, word, colour in (
         ("max_ms", "most", COLOURS["limit"]),
         ("p99_ms", "p99", COLOURS["capture"]),
@@ -93,7 +93,7 @@ def latencies(axes: Axes, figures: list[dict[str, Any]]) -> None:
     ):  # fmt: skip
         axes.barh(names, [row[column] for row in figures], color=colour, label=word)
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds from the wire to visible in SQL, default settings")
+    axes.set_xlabel("milliseconds from the wire to visible in SQL, by batch.interval")
     axes.set_title("How late data is in SQL", loc="left")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 

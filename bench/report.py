@@ -152,11 +152,14 @@ def live_tables(here: Mapping[str, Any]) -> Iterator[Table]:
     """The sections of live.py that were run."""
     if "latency" in here:
         rows = [
-            (f"{row['rate']:,}", f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}", f"{row['max_ms']:.0f}")
+            (
+                row["interval"], f"{row['rate']:,}",
+                f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}", f"{row['max_ms']:.0f}",
+            )
             for row in here["latency"]
-        ]
-        yield Table("Wire to visible in SQL, in milliseconds", ("frames/s", "p50", "p99", "most"), rows,
-                    "With default settings: batches of 500 ms.")  # fmt: skip
+        ]  # fmt: skip
+        yield Table("Wire to visible in SQL, in milliseconds", ("batch.interval", "frames/s", "p50", "p99", "most"),
+                    rows, "The default is 500 ms.")  # fmt: skip
     if "start" in here:
         yield Table("From exec to the first frame recorded", ("signal database", "seconds"),
                     [(row["dbc"], f"{row['seconds']:.2f}") for row in here["start"]])  # fmt: skip

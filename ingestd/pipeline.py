@@ -161,25 +161,27 @@ def prepare(
     memory: dict[str, Memory] = {}  # Captures are of CAN buses, whose decoders remember nothing.
     clock_set = placement.clock_state is ClockState.SET
     last_ns = int((state or {}).get("last_ns", -(2**63)))
-    upcoming = next(feed, None)
+    reading = _read(feed, placement)
+    upcoming = next(reading, None)
     while True:
         item, position_old = FeedItem([], 0, dict), position
         frames: list[FrameBatch] = []
         signals: list[SignalBatch] = []
         room_frames, room_signals = TRANSACTION_FRAMES, TRANSACTION_SIGNALS
-        while upcoming is not None and room_frames > 0 and room_signals > 0:
+        while isinstance(upcoming, FeedItem) and room_frames > 0 and room_signals > 0:
             item = upcoming
             for batch in item.frames:
                 decoded = decoders.of(batch.source).decode(batch, memory.setdefault(batch.source, {}))
                 counts.add(decoded.counts)
                 signals += decoded.batches
                 room_signals -= decoded.counts.signals
-                _check_stamps(batch, placement)
                 last_ns = max(last_ns, int(batch.ts_ns.max()))
                 position += len(batch)
             frames += item.frames
             room_frames = TRANSACTION_FRAMES - (position - position_old)
-            upcoming = next(feed, None)
+            upcoming = next(reading, None)
+        if isinstance(upcoming, CaptureError) and position == position_old:
+            raise upcoming  # What was read before it is in a transaction of its own.
         copies = [encode_signals(signals, placement)]
         chunks += copies[0].rows
         if store_frames:
@@ -200,6 +202,17 @@ def prepare(
         )
         if upcoming is None:
             return
+
+
+def _read(feed: Iterator[FeedItem], placement: Placement) -> Iterator[FeedItem | CaptureError]:
+    """The items, and behind the last one what the feed ended with, if that was an error."""
+    try:
+        for item in feed:
+            for batch in item.frames:
+                _check_stamps(batch, placement)
+            yield item
+    except CaptureError as error:
+        yield error
 
 
 def _check_stamps(batch: FrameBatch, placement: Placement) -> None:

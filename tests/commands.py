@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.books import number_in
 from tests.recorder import Recorder, stored
 
 
-def ingestd(recorder: Recorder, *arguments: str, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
-    """A command that talks to the daemon."""
-    command = [sys.executable, "-m", "ingestd", *arguments, "-c", str(recorder.config)]
+def run_ingestd(*arguments: str | Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A command, and how it has to end."""
+    command = [sys.executable, "-m", "ingestd", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == exit_code, (done.stdout, done.stderr)
     return done
+
+
+def ingestd(recorder: Recorder, *arguments: str, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A command that talks to the daemon."""
+    return run_ingestd(*arguments, "-c", recorder.config, exit_code=exit_code)
 
 
 def sessions(recorder: Recorder, *arguments: str) -> Any:

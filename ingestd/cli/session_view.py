@@ -96,16 +96,16 @@ def values_of(session: Mapping[str, Any], names: Iterable[str]) -> str:
     return ", ".join(f"{LABELS[name]}: {session[name] or 'none'}" for name in names)
 
 
-def session_json(session: SessionSummary) -> dict[str, Any]:
-    """A session for programs."""
+def session_json(session: SessionSummary, *, is_counted: bool = True) -> dict[str, Any]:
+    """A session for programs. `is_counted`: the database could be asked how much of it there is."""
     return {
         "id": str(session.id),
         "name": session.name,
         "car_id": session.car_id,
         "created_utc": session.created_utc.isoformat(),
         "ended_utc": session.ended_utc.isoformat() if session.ended_utc else None,
-        "frames": session.frames,
-        "samples": session.samples,
+        "frames": session.frames if is_counted else None,
+        "samples": session.samples if is_counted else None,
         "files": list(session.files),
         "driver": session.driver,
         "track": session.track,

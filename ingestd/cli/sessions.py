@@ -55,7 +55,7 @@ def sessions_list(dsn: str | None, config: Path | None, socket: Path | None, as_
 
     failure = None
     try:
-        found = run(work(database(dsn_of(dsn, config))))
+        found = run(work(database_of(dsn, config, socket)))
     except (StoreError, ConfigError) as error:
         if running is None:
             raise
@@ -63,7 +63,10 @@ def sessions_list(dsn: str | None, config: Path | None, socket: Path | None, as_
     found = with_running(found, running)
     running_id = None if running is None else UUID(running["id"])
     if as_json:
-        said = [session_json(session) | {"running": session.id == running_id} for session in found]
+        said = [
+            session_json(session, is_counted=failure is None) | {"running": session.id == running_id}
+            for session in found
+        ]
         out.print_json(json.dumps(said), indent=None)
     else:
         print_sessions(found, running_id)
@@ -117,7 +120,7 @@ def sessions_edit(
     if wanted is None:
         answer = ask(socket_of(config, socket, is_told=session is None), "PATCH", "/session", edit)
     else:
-        answer = {"session": run(edit_stored(database(dsn_of(dsn, config)), wanted, edit))}
+        answer = {"session": run(edit_stored(database_of(dsn, config, socket), wanted, edit))}
     edited = answer["session"]
     tell(answer, as_json, f"session {called(edited)} edited: {values_of(edited, edit)}")
 
@@ -128,7 +131,7 @@ def session_to_edit(session: str, dsn: str | None, config: Path | None, socket: 
     if running is not None and session.lower() == running["id"]:
         return None
     try:
-        stored = run(stored_as(database(dsn_of(dsn, config)), session))
+        stored = run(stored_as(database_of(dsn, config, socket), session))
     except (StoreError, ConfigError) as error:
         if running is None or session != running["name"]:
             raise
@@ -226,9 +229,24 @@ def with_running(found: list[SessionSummary], running: Mapping[str, Any] | None)
     return [replace(each, **later) if each is ours else each for each in found]
 
 
-def dsn_of(dsn: str | None, config: Path | None) -> str | None:
-    """The database that is meant: as named, else that of the configuration."""
-    return load_config(config).database.dsn if dsn is None and config is not None else dsn
+def database_of(dsn: str | None, config: Path | None, socket: Path | None) -> str:
+    """The DSN of the database that is meant: as named, else that of the configuration, else the embedded one.
+
+    Raises ConfigError where only the daemon knows which one that is.
+    """
+    if dsn is None and config is not None:
+        dsn = load_config(config).database.dsn
+    elif dsn is None and socket is not None and not uses_embedded(socket):
+        raise ConfigError("only the daemon knows which database is meant", "name it with --dsn, or with -c FILE")
+    return database(dsn)
+
+
+def uses_embedded(socket: Path) -> bool:
+    """Whether the daemon at this socket stores into the embedded server; yes where nobody says otherwise."""
+    try:
+        return bool(ask(socket, "GET", "/daemon")["embedded"])
+    except (IngestdError, KeyError, TypeError):
+        return True
 
 
 @sessions_group.command("show")
@@ -247,7 +265,7 @@ def sessions_show(
     found: tuple[SessionSummary, list[ChannelSummary] | None] | None
     failure = None
     try:
-        found = run(describe_session(database(dsn_of(dsn, config)), session, running))
+        found = run(describe_session(database_of(dsn, config, socket), session, running))
     except (StoreError, ConfigError) as error:
         if running is None or session not in (RUNNING, running["id"], running["name"]):
             raise
@@ -257,7 +275,10 @@ def sessions_show(
     summary, channels = found
     is_running = running is not None and str(summary.id) == running["id"]
     if as_json:
-        description = session_json(summary) | {"running": is_running, "channels": [*map(channel_json, channels or ())]}
+        description = session_json(summary, is_counted=channels is not None) | {
+            "running": is_running,
+            "channels": None if channels is None else [*map(channel_json, channels)],
+        }
         out.print_json(json.dumps(description), indent=None)
     else:
         print_session(summary, channels, is_running=is_running)
@@ -310,7 +331,7 @@ def no_session(session: str | None, dsn: str | None, config: Path | None, socket
         for stretch in look(folder_of(socket and socket.with_suffix(""), config)).stretches:
             names = stretch.session_name, str(stretch.session_id)
             # One that the database has was called so once, and is not any more.
-            if session in names and not run(stored_as(database(dsn_of(dsn, config)), names[1])):
+            if session in names and not run(stored_as(database_of(dsn, config, socket), names[1])):
                 hint = "it is in the journal until then: ingestd journal status says how much waits"
                 return IngestdError(f"session {session} has ended, and the database does not have it yet", hint)
     return UsageError(f"no session {session or ''}".strip(), "ingestd sessions list shows what there is")

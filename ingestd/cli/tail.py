@@ -129,7 +129,7 @@ def told_if_none(
 def of_none(pattern: str, channels: int) -> str:
     """That nothing matches, and what to do."""
     if not channels:
-        return "no channel has a value so far: ingestd check -c FILE tells whether anything is heard and decoded"
+        return "no channel has a value so far: the daemon's /ready and /metrics tell what is heard, and what is decoded"
     there_are = "there is 1 channel" if channels == 1 else f"there are {channels:,} channels"
     return f"no channel matches {pattern!r} so far; {there_are}: ingestd tail shows them all"
 

@@ -59,8 +59,13 @@ def configuration_of(path: Path) -> Path | None:
 def runs_with(path: Path, file: Path) -> bool:
     """Whether a daemon listens at this socket whose configuration is that file. Raises nothing."""
     theirs = configuration_of(path)
+    return theirs is not None and same_file(theirs, file)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both paths lead to the same place. Raises nothing."""
     try:
-        return theirs is not None and theirs.resolve() == file.resolve()
+        return one.resolve() == other.resolve()
     except (OSError, RuntimeError):  # links in a circle
         return False
 

@@ -196,10 +196,10 @@ def _take(signals: SignalBatch, clock: Clock, newest: dict[tuple[str, str], Valu
     for row, channel in enumerate(group.channels):
         key = group.source, channel.name
         at, count = len(signals) - 1, len(signals)
-        if channel.layout in SPARSE and signals.quality is not None:
+        if group.name in SPARSE and signals.quality is not None:
             there = np.flatnonzero(signals.quality[row] & Quality.NOT_AVAILABLE == 0)
             if not len(there):
-                continue  # Other keys have come.
+                continue  # Other keys have come, or null has: the two cannot be told apart here.
             at, count = int(there[-1]), len(there)
         ts_ns = int(signals.ts_ns[at])
         before = newest.get(key)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from ingestd.clock import WallClock
-from ingestd.config import Address, Can, Config, Database, control_socket
-from ingestd.daemon.client import configuration_of, runs_with
+from ingestd.config import Address, Can, Config, Control, Database, control_socket
+from ingestd.daemon.client import configuration_of, same_file
 from ingestd.daemon.devices import filter_by_databases, open_sources, protocol_of, tables_of
 from ingestd.decode.databases import Match, SignalDatabase
 from ingestd.decode.parsing import parse
@@ -83,12 +83,13 @@ async def examine(config: Config, file: Path, seconds: float) -> AsyncIterator[F
     yield _clock()
     holder = holder_of(config.journal.path)
     socket = control_socket(config.control, config.journal.path)
-    is_reload = holder is not None and await asyncio.to_thread(runs_with, socket, file)
+    theirs = await asyncio.to_thread(_configuration_in_force, config, socket, holder)
+    is_reload = holder is not None and theirs is not None and same_file(theirs, file)
     for finding in _journal(config, holder):
         yield finding
     if holder is not None:
-        yield _run(holder, is_reload=is_reload)
-    elif (theirs := await asyncio.to_thread(configuration_of, socket)) is not None:
+        yield _run(holder, theirs, is_reload=is_reload)
+    elif theirs is not None:
         text = f"the daemon of {theirs} listens at {socket}: commands would reach that one alone; set control.socket"
         yield Finding("note", "control", text)
     if config.http.listen is not None:
@@ -115,11 +116,20 @@ async def examine(config: Config, file: Path, seconds: float) -> AsyncIterator[F
         yield _reload(config, broken)
 
 
-def _run(holder: str, *, is_reload: bool) -> Finding:
+def _configuration_in_force(config: Config, socket: Path, holder: str | None) -> Path | None:
+    """The file that a daemon at the control socket runs with: also at the usual one, where this file has moved it."""
+    usual = control_socket(Control(), config.journal.path)
+    sockets = [socket] if holder is None or usual == socket else [socket, usual]
+    return next((found for each in sockets if (found := configuration_of(each)) is not None), None)
+
+
+def _run(holder: str, theirs: Path | None, *, is_reload: bool) -> Finding:
     text = f"would end with exit code {IngestdError.exit_code}: {holder} records into this journal"
     if is_reload:
         return Finding("note", "ingestd run", f"{text}, with this file")
-    return Finding("problem", "ingestd run", f"{text}, and not with this file: give each daemon a journal of its own")
+    if theirs is None:
+        return Finding("note", "ingestd run", f"{text}; whether with this file cannot be asked: no socket answers")
+    return Finding("problem", "ingestd run", f"{text}, with {theirs}: give each daemon a journal of its own")
 
 
 def _reload(config: Config, broken: Sequence[str]) -> Finding:

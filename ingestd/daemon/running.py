@@ -146,7 +146,10 @@ class Service:
             return web.json_response((await self.reload()).as_json)
 
         async def tell(_: web.Request) -> web.Response:
-            return web.json_response({"version": __version__, "pid": os.getpid(), "config": str(self._file)})
+            embedded = self.daemon.config.database.embedded
+            return web.json_response(
+                {"version": __version__, "pid": os.getpid(), "config": str(self._file), "embedded": embedded}
+            )
 
         return [
             web.get("/daemon", tell),

@@ -15,8 +15,8 @@ committed with the feed's position.
   `column_3`.
 - Tab, semicolon and comma are found by themselves, in this order. Where it is not the comma, `21,5` is a number.
 - Configured columns are the header, whatever the lines say; lines that look like one are passed over.
-- The first line after a port was opened may lack its beginning. As a row it is not decoded; as a header it is completed
-  from the one in force, and where there is none taken as it is: many devices say theirs exactly when they are opened.
+- The first line after a port was opened may lack its beginning. As a row it is not decoded; as the end of the header in
+  force it is passed over; any other header is taken as it is: many devices say theirs exactly when they are opened.
 
 Source: RFC 4180 for quotes; a line end within them is none here.
 
@@ -225,12 +225,12 @@ class _Reading:
         return self._without_numbers(cells, delimiter)
 
     def first_row(self, text: str) -> Sequence[str] | None:
-        """Like `row`, for a line that may lack its beginning: the end of the header in force stands for all of it."""
+        """Like `row`, for a line that may lack its beginning: the end of the header in force says nothing new."""
         if self.header is not None:
             cells, known = _split(text, self.header.delimiter), self.header.cells
             behind = known[-len(cells) :]
             if behind[0].endswith(cells[0].strip()) and tuple(cell.strip() for cell in cells[1:]) == behind[1:]:
-                return self._without_numbers(list(known), self.header.delimiter)
+                return None
         return self.row(text)
 
     def _row_of_waiting(self, text: str) -> Sequence[str] | None:

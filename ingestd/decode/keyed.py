@@ -40,7 +40,7 @@ from ingestd.model import GROUP_CHANNELS_MAX, Channel, FrameBatch, Memory, Seria
 KEYS_MAX: Final = 512
 DEPTH_MAX: Final = 16
 REMEMBERED_FRAMES: Final = 1000
-SPARSE: Final = frozenset({"keyvalue", "json"})  # layouts of channels that need not be in each frame of their group
+SPARSE: Final = frozenset({"keyvalue", "json"})  # groups whose channels need not be in each frame
 
 Row = dict[str, Scalar]
 

@@ -11,7 +11,7 @@ import pytest
 
 from ingestd.store import embedded
 from tests.books import assert_books
-from tests.commands import assert_every_number_once, ingestd, is_listening, sessions
+from tests.commands import assert_every_number_once, ingestd, is_listening, run_ingestd, sessions
 from tests.conftest import psql
 from tests.recorder import Instrument, Recorder, lines_of, wait_until
 
@@ -109,6 +109,13 @@ def test_without_a_database_and_killed_right_behind(tmp_path: Path, own_server: 
         ]  # fmt: skip
         assert "in the database" not in shown.stdout
         assert "the database is away; this is what the daemon records" in shown.stderr
+        # By its socket alone nobody but the daemon knows the database: no other is asked, and none is started.
+        socket = recorder.journal.with_name(f"{recorder.journal.name}.sock")
+        by_socket = run_ingestd("sessions", "show", "running", "--socket", socket, "--json", exit_code=2)
+        told = json.loads(by_socket.stdout)
+        assert (told["name"], told["frames"], told["channels"]) == ("race", None, None)
+        assert "only the daemon knows which database is meant" in by_socket.stderr
+        assert "starting the embedded" not in by_socket.stderr
         taken = ingestd(recorder, "sessions", "edit", "race", "car=rig-8")
         assert "whether other sessions are called race cannot be known, the running one is taken" in taken.stderr
         stopped = sessions(recorder, "stop")

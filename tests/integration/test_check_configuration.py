@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from ingestd.daemon import preflight
 from tests.conftest import as_user, psql
 from tests.integration.test_cli import ingestd
 from tests.recorder import Instrument, Recorder, lines_of
@@ -183,8 +184,12 @@ def test_beside_a_daemon(tmp_path: Path, migrated: str) -> None:
         other.write_text(good)
         found = check(other, exit_code=1)
         assert found["ingestd run"][0] == "problem"
-        assert "and not with this file" in found["ingestd run"][1]
+        assert f", with {recorder.config}: give each daemon a journal" in found["ingestd run"][1]
         assert "ingestd reload" not in found
+        # The same file, in which the socket was moved: it is found all the same.
+        recorder.config.write_text(good + f'[control]\nsocket = "{tmp_path}/moved.sock"\n')
+        assert check(recorder.config)["ingestd reload"] == ("ok", "would take this file")
+        recorder.config.write_text(good)
         # A journal of its own, and the same control socket.
         settings = f'[database]\ndsn = "{migrated}"\n[control]\nsocket = "{recorder.journal}.sock"\n'
         path = write(tmp_path, '[[can]]\nname = "can77"\n', settings, journal='path = "another"\nmax_bytes = "64MiB"\n')
@@ -206,3 +211,9 @@ def test_what_is_wrong_in_the_call(tmp_path: Path) -> None:
     assert 'serial[0].prot: there is no such key (did you mean "port"?)' in said
     assert "serial[0].protocol: is missing" in said
     assert "can[0].bitrate" in said
+
+
+def test_a_daemon_that_cannot_be_asked() -> None:
+    """That it has another file is not claimed."""
+    found = preflight._run("pid 7", None, is_reload=False)
+    assert (found.level, "whether with this file cannot be asked" in found.text) == ("note", True)

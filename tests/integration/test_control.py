@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from ingestd.config import find_control_socket, likely_control_socket, load_config
-from ingestd.daemon import control
+from ingestd.daemon import control, limited
 from ingestd.daemon.client import NoDaemon, ask, asking
 from ingestd.daemon.control import json_of, serve
 from ingestd.daemon.limited import CONNECTIONS_MAX
@@ -99,23 +100,51 @@ async def test_questions_and_answers(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_more_connections_than_it_bears(tmp_path: Path) -> None:
+def test_more_connections_than_it_bears(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They are told so and closed; recording keeps its file descriptors, and who ends makes room."""
     path = tmp_path / "control.sock"
-    async with serve(path, ROUTES):
-        await until(path.exists)
-        others = [await asyncio.open_unix_connection(path) for _ in range(CONNECTIONS_MAX)]
-        with pytest.raises(IngestdError, match="32 connections are open already"):
-            await asked(path, "GET", "/hello")
-        others[0][1].close()
-        async with asyncio.timeout(30):
-            while True:
-                with suppress(IngestdError):
-                    assert await asked(path, "GET", "/hello") == {"hello": "there"}
-                    break
-                await asyncio.sleep(0.01)
-        for _, writer in others[1:]:
-            writer.close()
+
+    async def work() -> None:
+        async with serve(path, ROUTES):
+            await until(path.exists)
+            others = [await asyncio.open_unix_connection(path) for _ in range(CONNECTIONS_MAX)]
+            for _ in range(3):
+                with pytest.raises(IngestdError, match="32 connections are open already"):
+                    await asked(path, "GET", "/hello")
+            others[0][1].close()
+            assert await until_answered(path) == {"hello": "there"}
+            for _, writer in others[1:]:
+                writer.close()
+
+    uvloop.run(work())
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_connections_that_ask_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are closed after a while: whoever holds all of them keeps nobody out for long."""
+    monkeypatch.setattr(limited, "SILENT_SECONDS_MAX", 0.2)
+    path = tmp_path / "control.sock"
+
+    async def work() -> None:
+        async with serve(path, ROUTES):
+            await until(path.exists)
+            silent = [await asyncio.open_unix_connection(path) for _ in range(CONNECTIONS_MAX + 1)]
+            assert await until_answered(path) == {"hello": "there"}
+            async with asyncio.timeout(30):
+                assert [await reader.read() for reader, _ in silent] == [b""] * len(silent)
+            for _, writer in silent:
+                writer.close()
+
+    uvloop.run(work())
+
+
+async def until_answered(path: Path) -> Any:
+    """The answer, once there is room for the question."""
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(IngestdError):
+                return await asked(path, "GET", "/hello")
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'"x"', b"\xff"])

@@ -153,7 +153,7 @@ def test_nothing_matches(daemon: Recorder) -> None:
         )
         process.terminate()
         assert process.stderr.read() == ""
-    assert "no channel has a value so far: ingestd check -c FILE" in of_none("*", 0)
+    assert "no channel has a value so far: the daemon's /ready" in of_none("*", 0)
 
 
 def test_what_is_wrong_in_the_call(daemon: Recorder) -> None:

@@ -22,7 +22,9 @@ def results() -> dict[str, Any]:
         Rate("psql \\copy", "limit", 1000, 5000, 0.0005, "1 MB"),
     ]
     stages = [Stage("parse", 1e5, 1000, 5000, "python-can", 3e6), Stage("COPY", 2e5, 1000, 5000, server_ns=3e5)]
-    live = {"here": {"latency": [{"rate": 1000, "p50_ms": 250.0, "p99_ms": 500.0, "max_ms": 510.0}]}}
+    live = {
+        "here": {"latency": [{"interval": "500ms", "rate": 1000, "p50_ms": 250.0, "p99_ms": 500.0, "max_ms": 510.0}]}
+    }
     return {
         "machine": {"date": "2026-11-25", "processor": "2 cores"},
         "server": "PostgreSQL 15",

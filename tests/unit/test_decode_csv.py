@@ -241,6 +241,17 @@ def test_the_first_line_may_be_the_rest_of_the_header(rest: bytes) -> None:
     assert memory == known
 
 
+def test_the_end_of_a_row_that_is_the_end_of_the_header() -> None:
+    """A cell of text at the end of a row may say what the last column is called: names and units stay as they are."""
+    memory: Memory = {}
+    CsvDecoder("gps").decode(framed(b"time,lat,N\ns,deg,-\n1,48.1,N\n"), memory)
+    known = json.loads(json.dumps(memory))
+    again = CsvDecoder("gps").decode(framed(b"N\n2,48.2,N\n"), memory)
+    assert values(again) == [{"time": 2, "lat": 48.2, "N": "N"}]
+    assert memory == known
+    assert [channel.unit for channel in again.batches[0].group.channels][:2] == ["s", "deg"]
+
+
 def test_another_header_on_the_first_line_is_taken() -> None:
     """Many devices say theirs exactly when they are opened."""
     memory: Memory = {}

@@ -14,6 +14,7 @@ from ingestd.decode.databases import load
 from ingestd.framing import LineFramer
 from ingestd.model import Clock, ClockState, FrameBatch, SerialFlag
 from ingestd.pipeline import Binding, Decoders
+from ingestd.protocols import Line
 from ingestd.sources.serial import columns
 
 CLOCK = Clock(1_000, ClockState.SET)
@@ -69,13 +70,13 @@ async def test_the_newest_value_of_each_channel(live: Live) -> None:
 
 async def test_keys_that_come_in_turns() -> None:
     """A line without a key says nothing of it: what was there last stays, with its own instant and number."""
-    decoders = Decoders([], protocols={"ecu": "keyvalue", "can": "keyvalue"})
+    decoders = Decoders([], protocols={"ecu": Line("keyvalue", {"time_field": "t"})})
     framer = LineFramer()
-    lines = [frame for n in range(4) for frame in framer.feed((b"t=%d\n", b"rpm=%d u=\n")[n % 2] % n, n)]
+    lines = [frame for n in range(4) for frame in framer.feed((b"t=170000000%d\n", b"rpm=%d u=\n")[n % 2] % n, n)]
     decoded = await first(Live(lambda: decoders), columns("ecu", lines[1:3]), columns("ecu", lines[3:]))
     assert [(each.channel, each.number, each.ts_mono_ns, each.samples) for each in decoded] == [
         ("rpm", 3.0, 3, 2),
-        ("t", 2.0, 2, 1),
+        ("t", 1700000002.0, 2, 1),
     ]
 
 

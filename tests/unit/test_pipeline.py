@@ -5,6 +5,7 @@ The writer is a stand-in: a connection that breaks exactly between COMMIT and it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,25 @@ def test_a_stamp_that_no_time_can_have_is_refused() -> None:
     with pytest.raises(CaptureError, match="a frame of can0 is stamped 9000 ns from a date") as caught:
         list(pipeline.prepare(iter([FeedItem([journals.frames(0, 10)], 10, dict)]), Decoders([]), late))
     assert "capture's header" in caught.value.hint
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_was_read_before_an_error_is_stored(late: bool) -> None:
+    """A frame that cannot be stored, or a file that cannot be read on, takes nothing with it that came before."""
+    limit = replace(PLACEMENT, utc_offset_ns=2**63 - 1_000_000) if late else PLACEMENT
+
+    def feed() -> Iterator[FeedItem]:
+        yield FeedItem([journals.frames(0, 10)], 10, dict)
+        yield FeedItem([journals.frames(10, 10)], 20, dict)
+        if not late:
+            raise CaptureError("the disk is bad")
+        yield FeedItem([journals.frames(5000, 10)], 30, dict)
+
+    prepared = pipeline.prepare(feed(), Decoders([]), limit)
+    first = next(prepared)
+    assert (first.batch.position_new, first.batch.completed, first.counts.frames, first.progress) == (20, False, 20, 20)
+    with pytest.raises(CaptureError, match="no such time" if late else "the disk is bad"):
+        next(prepared)
 
 
 def test_a_database_for_a_source_that_never_came_is_told(tmp_path: Path) -> None:

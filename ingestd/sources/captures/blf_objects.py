@@ -140,10 +140,13 @@ def regular_objects(data: bytes) -> tuple[ObjectPlaces, int]:
     No doubt: each object is plausible and leads to the next one, at a multiple of 4, and there is no other signature
     anywhere. The last object is never among them: what it leads to cannot be seen.
     """
+    if len(data) < OBJECT_HEADER.size or OBJECT_HEADER.unpack_from(data)[3] > len(data):
+        return {}, 0  # At once: whoever waits for the end of a large object asks again with each container.
     words = np.frombuffer(data, "<u4", len(data) // 4)
     at = np.flatnonzero(words == np.frombuffer(SIGNATURE, "<u4")[0]) * 4
     if not len(at) or at[0] or len(at) != data.count(SIGNATURE):
         return {}, 0
+    at = at[at + OBJECT_HEADER.size <= len(data)]
     at, following = at[:-1], at[1:]
     header = _gather(np.frombuffer(data, np.uint8), at, _HEADER)
     kind, header_size, size = header["kind"], header["header_size"].astype(np.int64), header["size"].astype(np.int64)
