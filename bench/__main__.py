@@ -47,7 +47,7 @@ class Run:
 
     def __init__(self, *, quick: bool, folder: Path) -> None:
         self.quick, self.folder = quick, folder
-        self.load = generate.Load(frames=2_000_000 if quick else 5_000_000)
+        self.load = generate.Load(frames=2_000_000 if quick else 10_000_000)
         self.peer_frames = 10_000 if quick else 150_000
         self.stage_frames = 300_000 if quick else 1_000_000
         self.driving_seconds = 7200
@@ -66,7 +66,7 @@ class Run:
             print(f"  {rate.name}: {rate.signals_per_second:,.0f} signals/s", flush=True)
             figures = {"signals_per_second": rate.signals_per_second, "frames_per_second": rate.frames_per_second}
             self.results["rates"].append(asdict(rate) | figures)
-            if rate.kind == "ingestd":
+            if rate.name == "ingestd import":
                 sample, frame = asyncio.run(importing.sizes(dsn_of(dsn, "compare_ours")))
                 storage = {"bytes_per_sample": sample, "bytes_per_frame": frame, "memory_mb": rate.memory_mb}
                 self.results["storage"] = storage

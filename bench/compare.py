@@ -56,8 +56,10 @@ STORING = (
     Peer("asammdf bus logging extraction + COPY", "asammdf_copy.py", kind="mf4"),
 )
 CAPTURING = Peer("python-can Logger to SQLite (captures only)", "sqlite_logger.py", 3.0)
+SIGNALS_ALONE = "psql \\copy, of the signals alone"
 LIMITS: dict[str, Callable[[str, limits.Payload, Path], float]] = {
     "psql \\copy of ready-made bytes": lambda dsn, payload, _: limits.copy_by_psql(dsn, payload),
+    SIGNALS_ALONE: lambda dsn, payload, _: limits.copy_by_psql(dsn, payload),
     "COPY FROM a file on the server": lambda dsn, payload, _: limits.copy_by_server(dsn, payload),
     "write to a file, fdatasync": lambda _, payload, folder: limits.write_file(payload, folder),
     "copy in memory": lambda _, payload, __: limits.copy_in_memory(payload),
@@ -119,16 +121,16 @@ class Slices:
         return self._made[frames]
 
 
-def ours(dsn: str, made: generate.Made) -> Rate:
+def ours(dsn: str, made: generate.Made, *options: str) -> Rate:
     """`ingestd import` of the whole load, checked against what the load says."""
-    database = asyncio.run(fresh(dsn, "compare_ours"))
-    summary = import_as_a_process(database, made.capture, made.dbc_arguments)
+    database = asyncio.run(fresh(dsn, f"compare_ours{'_alone' * bool(options)}"))
+    summary = import_as_a_process(database, made.capture, made.dbc_arguments, *options)
     if wrong := asyncio.run(truth.differences(database, made.channels)):
         sys.exit("ingestd stored something else than was generated:\n" + "\n".join(wrong[:10]))
     checked = "count and sum of each channel: the load's"
     return Rate(
-        "ingestd import", "ingestd", summary["frames"], summary["signals"], summary["wall_seconds"], checked,
-        summary["memory_mb"],
+        " ".join(["ingestd import", *options]), "ingestd", summary["frames"], summary["signals"],
+        summary["wall_seconds"], checked, summary["memory_mb"],
     )  # fmt: skip
 
 
@@ -162,13 +164,14 @@ def limiting(dsn: str, made: generate.Made, folder: Path) -> Iterator[Rate]:
     """The limits, with the bytes that ingestd sends for the whole load."""
     payload = limits.make_payload(made.capture, made.dbc_arguments, folder)
     for name, limit in LIMITS.items():
+        given = payload.of("signal_chunks") if name == SIGNALS_ALONE else payload
         database = asyncio.run(fresh(dsn, "compare_limit"))
         try:
-            seconds = limit(database, payload, folder)
+            seconds = limit(database, given, folder)
         except subprocess.CalledProcessError:
             print(f"not measured: {name}: the server says no", flush=True)
             continue
-        checked = f"{payload.nbytes / 1e6:,.0f} MB"
+        checked = f"{given.nbytes / 1e6:,.0f} MB"
         yield Rate(name, "limit", payload.frames, payload.signals, seconds, checked)
     payload.remove()
 
@@ -179,6 +182,7 @@ def compare(dsn: str, load: generate.Load, peer_frames: int, folder: Path) -> It
     made = generate.generate(folder / "load", load)
     slices = Slices(dsn, load, folder)
     yield ours(dsn, made)
+    yield ours(dsn, made, "--no-frames")
     for peer in STORING:
         yield storing(dsn, peer, slices, int(peer.share * peer_frames))
     yield capturing(CAPTURING, slices, int(CAPTURING.share * peer_frames), folder)

@@ -47,9 +47,9 @@ def dbc_arguments() -> list[str]:
     return [f"{source}:{path}" for source, path in demo.databases().items()]
 
 
-def import_as_a_process(dsn: str, capture: Path, databases: Sequence[str]) -> dict[str, Any]:
+def import_as_a_process(dsn: str, capture: Path, databases: Sequence[str], *options: str) -> dict[str, Any]:
     """`ingestd import` in a process of its own: wall time from its start to its end, peak memory, its own summary."""
-    command = [PYTHON, "-m", "ingestd", "import", str(capture), "--dsn", dsn, "--json"]
+    command = [PYTHON, "-m", "ingestd", "import", str(capture), "--dsn", dsn, "--json", *options]
     command += [part for dbc in databases for part in ("--dbc", dbc)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

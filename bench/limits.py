@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -41,6 +41,10 @@ class Payload:
     @property
     def nbytes(self) -> int:
         return sum(path.stat().st_size for path in self.files.values())
+
+    def of(self, table: str) -> Payload:
+        """That of one table alone."""
+        return replace(self, files={table: self.files[table]})
 
     def remove(self) -> None:
         """Make room on the disk."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
 from typing import Any, NamedTuple, Protocol
@@ -114,6 +114,33 @@ class FrameBatch:
             self.length[rows],
             np.ascontiguousarray(self.data[rows]),
         )
+
+
+def padded_width(length: NDArray[np.uint16]) -> int:
+    """Columns of `FrameBatch.data` that payloads of these lengths need."""
+    return max(8, -(-int(length.max(initial=0)) // 8) * 8)
+
+
+def join(batches: Sequence[FrameBatch]) -> FrameBatch:
+    """Batches of one source, one after the other, as one that is as wide as its longest payload needs."""
+    length = np.concatenate([batch.length for batch in batches])
+    width = padded_width(length)
+    if len(batches) == 1 and batches[0].data.shape[1] == width:
+        return batches[0]
+    return FrameBatch(
+        batches[0].source,
+        np.concatenate([batch.ts_ns for batch in batches]),
+        np.concatenate([batch.arbitration_id for batch in batches]),
+        np.concatenate([batch.flags for batch in batches]),
+        length,
+        np.concatenate([_of_width(batch.data, width) for batch in batches]),
+    )
+
+
+def _of_width(data: UInt8s, width: int) -> UInt8s:
+    if data.shape[1] >= width:
+        return data[:, :width]
+    return np.pad(data, ((0, 0), (0, width - data.shape[1])))
 
 
 @dataclass(frozen=True, slots=True)

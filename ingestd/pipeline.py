@@ -22,7 +22,7 @@ from ingestd.chunks import Placement, encode_frames, encode_signals
 from ingestd.decode.can import Counts, Decoder, MessageTable
 from ingestd.decode.databases import SignalDatabase
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
-from ingestd.model import ClockState, FrameBatch, Memory, SignalBatch
+from ingestd.model import ClockState, FrameBatch, Memory, SignalBatch, join
 from ingestd.protocols import FrameDecoder, Line, RememberingDecoder, check_memory, new_decoder
 from ingestd.store.writer import FeedBatch, Writer, utc
 
@@ -30,7 +30,7 @@ RETRY_SECONDS_MIN = 0.1
 RETRY_SECONDS_MAX = 5.0
 # Whichever comes first ends a transaction: a commit waits for the disk, and what waits for it is held in memory.
 TRANSACTION_FRAMES = 256_000
-TRANSACTION_SIGNALS = 1_000_000
+TRANSACTION_SIGNALS = 2_000_000
 
 Item = TypeVar("Item")
 
@@ -165,21 +165,21 @@ def prepare(
     upcoming = next(reading, None)
     while True:
         item, position_old = FeedItem([], 0, dict), position
-        frames: list[FrameBatch] = []
-        signals: list[SignalBatch] = []
-        room_frames, room_signals = TRANSACTION_FRAMES, TRANSACTION_SIGNALS
-        while isinstance(upcoming, FeedItem) and room_frames > 0 and room_signals > 0:
+        waiting: list[FrameBatch] = []
+        room = _room(counts)
+        while isinstance(upcoming, FeedItem) and room > 0:
             item = upcoming
-            for batch in item.frames:
-                decoded = decoders.of(batch.source).decode(batch, memory.setdefault(batch.source, {}))
-                counts.add(decoded.counts)
-                signals += decoded.batches
-                room_signals -= decoded.counts.signals
-                last_ns = max(last_ns, int(batch.ts_ns.max()))
-                position += len(batch)
-            frames += item.frames
-            room_frames = TRANSACTION_FRAMES - (position - position_old)
+            waiting += item.frames
+            room -= sum(map(len, item.frames))
             upcoming = next(reading, None)
+        frames = _by_source(waiting)
+        signals: list[SignalBatch] = []
+        for batch in frames:
+            decoded = decoders.of(batch.source).decode(batch, memory.setdefault(batch.source, {}))
+            counts.add(decoded.counts)
+            signals += decoded.batches
+            last_ns = max(last_ns, int(batch.ts_ns.max()))
+            position += len(batch)
         if isinstance(upcoming, CaptureError) and position == position_old:
             raise upcoming  # What was read before it is in a transaction of its own.
         copies = [encode_signals(signals, placement)]
@@ -202,6 +202,21 @@ def prepare(
         )
         if upcoming is None:
             return
+
+
+def _room(before: Counts) -> int:
+    """How many frames to take into a transaction, by how many signals those before it had; little is taken at first."""
+    if not before.frames:
+        return 1
+    return min(TRANSACTION_FRAMES, TRANSACTION_SIGNALS * before.frames // max(before.signals, 1))
+
+
+def _by_source(batches: Sequence[FrameBatch]) -> list[FrameBatch]:
+    """One batch for each source: what is done once for each kind of frame is done seldom then."""
+    found: dict[str, list[FrameBatch]] = {}
+    for batch in batches:
+        found.setdefault(batch.source, []).append(batch)
+    return [join(parts) for parts in found.values()]
 
 
 def _read(feed: Iterator[FeedItem], placement: Placement) -> Iterator[FeedItem | CaptureError]:

@@ -64,7 +64,7 @@ def test_every_peer_stores_the_same(postgres_server: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # The server may run as another user, who must get at it.
         rates = list(compare.compare(postgres_server, LOAD, 1000, Path(folder)))
     kinds = [rate.kind for rate in rates]
-    assert kinds[:6] == ["ingestd", "peer", "peer", "peer", "peer", "capture"]
+    assert kinds[:7] == ["ingestd", "ingestd", "peer", "peer", "peer", "peer", "capture"]
     # A server that was given may not allow us to have it read a file.
     assert kinds[6:] == ["limit"] * (4 if "INGESTD_TEST_DSN" not in os.environ else len(kinds) - 6)
     assert rates[0].frames == rates[-1].frames == LOAD.frames

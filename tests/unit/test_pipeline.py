@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 
 from ingestd import pipeline
@@ -19,6 +20,7 @@ from ingestd.decode.can import Decoder
 from ingestd.decode.databases import load
 from ingestd.decode.nmea import NmeaDecoder
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
+from ingestd.model import join
 from ingestd.pipeline import Binding, Decoders, FeedItem
 from ingestd.store.writer import FeedBatch
 from tests import journals
@@ -82,10 +84,36 @@ def test_small_batches_share_a_transaction(monkeypatch: pytest.MonkeyPatch) -> N
     items = [FeedItem([journals.frames(first, 10)], first + 10, dict) for first in range(0, 50, 10)]
     prepared = list(pipeline.prepare(iter(items), Decoders([]), PLACEMENT))
     assert [(each.batch.position_old, each.batch.position_new, each.progress) for each in prepared] == [
-        (0, 30, 30), (30, 50, 50)
+        (0, 10, 10), (10, 40, 40), (40, 50, 50)
     ]  # fmt: skip
-    assert [each.batch.completed for each in prepared] == [False, True]
-    assert [copy.rows for each in prepared for copy in each.batch.copies] == [0, 3, 0, 2]
+    assert [each.batch.completed for each in prepared] == [False, False, True]
+    assert [copy.rows for each in prepared for copy in each.batch.copies] == [0, 1] * 3
+
+
+def test_the_first_transaction_is_small_and_the_others_by_their_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many signals a frame has is known after the first batch: what is held in memory follows from them."""
+    monkeypatch.setattr(pipeline, "TRANSACTION_FRAMES", 1000)
+    monkeypatch.setattr(pipeline, "TRANSACTION_SIGNALS", 30)
+    decoders = Decoders([Binding(None, count_database(tmp_path))])
+    count = replace(journals.frames(0, 10), arbitration_id=np.full(10, 256, np.uint32), flags=np.zeros(10, np.uint8))
+    prepared = list(pipeline.prepare(iter([FeedItem([count], 0, dict)] * 10), decoders, PLACEMENT))
+    sizes = [each.batch.position_new - each.batch.position_old for each in prepared]
+    assert (prepared[-1].counts.signals, sizes) == (100, [10, 30, 30, 30])
+
+
+def test_batches_of_a_source_are_joined_in_order() -> None:
+    """As wide as the longest payload that is left, padded with zeros."""
+    wide, narrow = journals.frames(0, 3), journals.frames(3, 2)
+    wider = replace(wide, data=np.pad(wide.data, ((0, 0), (0, 8))))
+    joined = join([wider, narrow])
+    assert joined.ts_ns.tolist() == [*wide.ts_ns.tolist(), *narrow.ts_ns.tolist()]
+    assert joined.data.tolist() == [*wide.data.tolist(), *narrow.data.tolist()]
+    padded = np.pad(narrow.data, ((0, 0), (0, 8)), constant_values=7)
+    longer = replace(narrow, length=np.array([12, 8], np.uint16), data=padded)
+    assert join([wide, longer]).data.tolist() == [*(row + [0] * 8 for row in wide.data.tolist()), *longer.data.tolist()]
+    assert join([narrow]) is narrow
 
 
 PLACEMENT = Placement(UUID(int=1), journals.CLOCK.utc_offset_ns, journals.CLOCK.state)
@@ -113,15 +141,17 @@ def test_what_was_read_before_an_error_is_stored(late: bool) -> None:
     limit = replace(PLACEMENT, utc_offset_ns=2**63 - 1_000_000) if late else PLACEMENT
 
     def feed() -> Iterator[FeedItem]:
-        yield FeedItem([journals.frames(0, 10)], 10, dict)
-        yield FeedItem([journals.frames(10, 10)], 20, dict)
+        for first in (0, 10, 20):
+            yield FeedItem([journals.frames(first, 10)], first + 10, dict)
         if not late:
             raise CaptureError("the disk is bad")
-        yield FeedItem([journals.frames(5000, 10)], 30, dict)
+        yield FeedItem([journals.frames(5000, 10)], 40, dict)
 
     prepared = pipeline.prepare(feed(), Decoders([]), limit)
-    first = next(prepared)
-    assert (first.batch.position_new, first.batch.completed, first.counts.frames, first.progress) == (20, False, 20, 20)
+    found = [next(prepared), next(prepared)]
+    assert [(each.batch.position_new, each.batch.completed, each.progress) for each in found] == [
+        (10, False, 10), (30, False, 30)
+    ]  # fmt: skip
     with pytest.raises(CaptureError, match="no such time" if late else "the disk is bad"):
         next(prepared)
 

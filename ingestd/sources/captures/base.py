@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingestd.errors import CaptureError
-from ingestd.model import BATCH_FRAMES_MAX, ClockState, FrameBatch, Int64s, UInt8s
+from ingestd.model import BATCH_FRAMES_MAX, ClockState, FrameBatch, join
 
 SUPPORTED_HINT = "supported: candump text, Vector ASC and BLF, PCAN TRC, CSV of python-can, MF4; text also gzipped"
 DAMAGE_DESCRIPTIONS_MAX = 5
@@ -201,11 +201,6 @@ def unreadable(path: Path, error: OSError) -> CaptureError:
     return CaptureError(f"{path} cannot be read: {error.strerror or error}", "is the path right, and may you read it?")
 
 
-def padded_width(length: NDArray[np.uint16]) -> int:
-    """Columns of `FrameBatch.data` that payloads of these lengths need."""
-    return max(8, -(-int(length.max(initial=0)) // 8) * 8)
-
-
 def _rebatch(pieces: Iterable[CaptureBatch], frames_max: int) -> Iterator[CaptureBatch]:
     """Batches of exactly `frames_max` frames, but for the last, out of pieces of any size."""
     held: list[CaptureBatch] = []
@@ -228,24 +223,6 @@ def _rebatch(pieces: Iterable[CaptureBatch], frames_max: int) -> Iterator[Captur
 
 def _join(parts: list[CaptureBatch], sources_count: int) -> CaptureBatch:
     """One batch, as wide as its longest payload needs, whose sources are those seen up to its end and no further."""
-    length = np.concatenate([part.frames.length for part in parts])
     index = np.concatenate([part.source_index for part in parts])
-    ts_ns: Int64s = np.concatenate([part.frames.ts_ns for part in parts])
-    arbitration_id: UInt32s = np.concatenate([part.frames.arbitration_id for part in parts])
-    flags: UInt8s = np.concatenate([part.frames.flags for part in parts])
-    data = _join_data([part.frames.data for part in parts], padded_width(length))
     seen = max(sources_count, int(index.max()) + 1)
-    frames = FrameBatch("", ts_ns, arbitration_id, flags, length, data)
-    return CaptureBatch(frames, index, parts[-1].sources[:seen], parts[-1].bytes_read)
-
-
-def _join_data(parts: list[UInt8s], width: int) -> UInt8s:
-    if all(part.shape[1] == width for part in parts):
-        return np.concatenate(parts)
-    data = np.zeros((sum(map(len, parts)), width), np.uint8)
-    begin = 0
-    for part in parts:
-        shared = min(width, part.shape[1])
-        data[begin : begin + len(part), :shared] = part[:, :shared]
-        begin += len(part)
-    return data
+    return CaptureBatch(join([part.frames for part in parts]), index, parts[-1].sources[:seen], parts[-1].bytes_read)

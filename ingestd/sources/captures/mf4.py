@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingestd.errors import CaptureError
-from ingestd.model import Flag, FrameBatch
+from ingestd.model import Flag, FrameBatch, padded_width
 from ingestd.sources.captures.base import (
     CLASSIC_BYTES_MAX,
     EXTENDED_ID_MAX,
@@ -29,7 +29,6 @@ from ingestd.sources.captures.base import (
     CaptureBatch,
     Options,
     Sources,
-    padded_width,
 )
 from ingestd.sources.captures.dates import local_ns
 

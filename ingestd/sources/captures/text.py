@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
-from ingestd.model import Flag, FrameBatch
+from ingestd.model import Flag, FrameBatch, padded_width
 from ingestd.sources.captures.base import (
     CLASSIC_BYTES_MAX,
     EXTENDED_ID_MAX,
@@ -29,7 +29,6 @@ from ingestd.sources.captures.base import (
     CaptureBatch,
     Damage,
     Sources,
-    padded_width,
 )
 
 LINE_BYTES_MAX = 4096  # The longest line candump writes has about 250 bytes; anything longer is not one of its lines.
