@@ -39,7 +39,7 @@ from server import dsn_of, server
 HERE = Path(__file__).parent
 SECTIONS = ("compare", "stages", "import", "live")
 FULL_OUT, QUICK_OUT = HERE.parent / "docs" / "bench", HERE.parent / "build" / "bench"
-LIVE = {True: "start,latency", False: "start,latency,cost,drain,memory"}
+LIVE = {True: "start,latency", False: "start,latency,cost,drain,sizing,memory"}
 
 
 class Run:

@@ -15,6 +15,7 @@ PostgreSQL in each:
     disk      bytes written to a block device per byte journalled (guest)
     latency   from the kernel's stamp to the frame being visible in SQL
     drain     a backlog of a stopped PostgreSQL, while recording goes on
+    sizing    what a bus takes of processor, journal, network and database, from 500 to 8,000 frames/s
     start     from exec to the first frame recorded, with a small and a large signal database
     memory    over the frames of an hour, as fast as they are taken
 
@@ -41,8 +42,8 @@ from typing import Any
 import machine
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = ("start", "cost", "disk", "latency", "drain", "memory")
-DEFAULT = {"guest": "cost,disk", "here": "start,cost,latency,drain,memory"}
+SECTIONS = ("start", "cost", "disk", "latency", "drain", "sizing", "memory")
+DEFAULT = {"guest": "cost,disk", "here": "start,cost,latency,drain,sizing,memory"}
 GUEST_MIB, GUEST_SECONDS = 6144, 3000
 
 
@@ -176,6 +177,9 @@ LINES = {
     "drain": "{rate:,} frames/s: {backlog:,} frames of backlog gone after {seconds:.1f} s, "
     "{reconnected_after_s:.1f} s of it until the first commit; {drained_per_second:,.0f} frames/s: {ratio:.0f}x, "
     "with the waiting {ratio_with_waiting:.0f}x",
+    "sizing": "{rate:,} frames/s: {core:.1%} of a core (by the line {core_by_line:.1%}), journal "
+    "{journal_bytes_per_second:,.0f} B/s, to PostgreSQL {network_bytes_per_second:,.0f} B/s, "
+    "in it {database_bytes_per_second:,.0f} B/s",
     "start": "{dbc}: {seconds:.2f} s",
     "memory": "{frames:,} frames in {seconds:.0f} s: peak RSS {peak_rss_mb:.0f} MB, PSS with children at the end "
     "{end_pss_mb:.0f} MB, slope {slope_mb_per_hour:+.1f} MB an hour",

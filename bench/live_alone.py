@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from live_cost import RATES
-from live_guest import DBC, PYTHON, Daemon, Fates, Probe, Sender, Server, ext4, wait_until, written_bytes
+from live_cost import RATES, usage
+from live_guest import (
+    DBC,
+    PYTHON,
+    Daemon,
+    Fates,
+    Probe,
+    Sender,
+    Server,
+    ext4,
+    family,
+    wait_until,
+    written_bytes,
+)
 
 LIVE_RATE = 1_000
+SIZING_RATES = (500, 1_000, 2_000, 4_000, 8_000)  # of one bus; 8,000 is full
+FITTED = (1_000, 8_000)  # what is between and below them follows from these two
 INTERVALS = ("500ms", "50ms")  # batch.interval: the default first
 
 
@@ -172,6 +186,50 @@ def start(bench: Bench) -> list[dict[str, Any]]:
         began = time.monotonic()
         subprocess.run([PYTHON, "-c", what], check=True)
         rows.append({"dbc": f"python -c '{what}'", "seconds": time.monotonic() - began})
+    return rows
+
+
+# Without TLS and TCP: what chunks.py makes of a row, an element and a frame.
+SENT = """
+SELECT (SELECT sum(12 * cardinality(value_num) + 12 * frame_count + 220) FROM signal_chunks)
+     + (SELECT sum(23 * frame_count + octet_length(data) + 200) FROM frame_chunks) AS bytes,
+       pg_total_relation_size('signal_chunks')::float8
+     / (SELECT sum(cardinality(value_num)) FROM signal_chunks) AS sample,
+       pg_total_relation_size('frame_chunks')::float8 / (SELECT sum(frame_count) FROM frame_chunks) AS frame,
+       (SELECT sum(cardinality(value_num)) FROM signal_chunks)::float8
+     / (SELECT sum(frame_count) FROM frame_chunks) AS signals
+"""
+
+
+def sizing(bench: Bench) -> list[dict[str, float]]:
+    """What a bus takes of processor, journal, network and database, and how far a straight line tells it."""
+    rows: list[dict[str, float]] = []
+    for rate in SIZING_RATES:
+        with bench.daemon() as (daemon, probe):
+            bench.sender.start(rate)
+            wait_until(lambda probe=probe: probe.stored() > 0, "the first frames are stored")
+            time.sleep(2.0)
+            pids = family(daemon.process.pid)
+            used, written, at = (
+                usage(pids)[0],
+                daemon.metrics()["ingestd_journal_written_bytes_total"],
+                time.monotonic(),
+            )
+            time.sleep(3 * bench.seconds)
+            used, seconds = usage(pids)[0] - used, time.monotonic() - at
+            written = daemon.metrics()["ingestd_journal_written_bytes_total"] - written
+            sent = bench.sender.pause()
+            bench.finish(daemon, probe, sent)
+            stored = probe.fetch(SENT)[0]
+        rows.append({
+            "rate": rate, "core": used / seconds / 1e9, "journal_bytes_per_second": written / seconds,
+            "network_bytes_per_second": float(stored["bytes"]) / sent * rate, "signals_per_frame": stored["signals"],
+            "database_bytes_per_second": rate * (stored["frame"] + stored["signals"] * stored["sample"]),
+        })  # fmt: skip
+    low, high = (next(row for row in rows if row["rate"] == rate) for rate in FITTED)
+    for row in rows:
+        slope = (high["core"] - low["core"]) / (high["rate"] - low["rate"])
+        row["core_by_line"] = low["core"] + slope * (row["rate"] - low["rate"])
     return rows
 
 

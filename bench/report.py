@@ -15,7 +15,7 @@ Limits: nothing here measures or rounds what goes into the JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,28 @@ def storage_table(storage: Mapping[str, float], imported: Mapping[str, Any]) -> 
     return Table("Storage, memory, queries", ("", "measured"), rows)
 
 
+def sizing_table(rows: Sequence[Mapping[str, float]]) -> Table:
+    """What to provide for a bus, by its load."""
+    gigabyte, day = 1e9, 86_400
+    return Table(
+        "What a bus takes, by its load",
+        ("frames/s", "of a core", "by the line", "journal, GB a day", "days in 8 GiB",
+         "to PostgreSQL, GB a day", "in PostgreSQL, GB a day"),
+        [
+            (
+                f"{row['rate']:,.0f}", f"{row['core']:.1%}", f"{row['core_by_line']:.1%}",
+                f"{row['journal_bytes_per_second'] * day / gigabyte:.1f}",
+                f"{8 * 2**30 / row['journal_bytes_per_second'] / day:.1f}",
+                f"{row['network_bytes_per_second'] * day / gigabyte:.1f}",
+                f"{row['database_bytes_per_second'] * day / gigabyte:.1f}",
+            )
+            for row in rows
+        ],
+        f"A bus with {rows[0]['signals_per_frame']:.1f} signals a frame, raw frames stored, default settings. The line "
+        "goes through 1,000 and 8,000 frames/s. To PostgreSQL: without TLS.",
+    )  # fmt: skip
+
+
 def live_tables(here: Mapping[str, Any]) -> Iterator[Table]:
     """The sections of live.py that were run."""
     if "latency" in here:
@@ -160,6 +182,8 @@ def live_tables(here: Mapping[str, Any]) -> Iterator[Table]:
         ]  # fmt: skip
         yield Table("Wire to visible in SQL, in milliseconds", ("batch.interval", "frames/s", "p50", "p99", "most"),
                     rows, "The default is 500 ms.")  # fmt: skip
+    if "sizing" in here:
+        yield sizing_table(here["sizing"])
     if "start" in here:
         yield Table("From exec to the first frame recorded", ("signal database", "seconds"),
                     [(row["dbc"], f"{row['seconds']:.2f}") for row in here["start"]])  # fmt: skip

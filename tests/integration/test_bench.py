@@ -66,7 +66,7 @@ def test_every_peer_stores_the_same(postgres_server: str) -> None:
     kinds = [rate.kind for rate in rates]
     assert kinds[:7] == ["ingestd", "ingestd", "peer", "peer", "peer", "peer", "capture"]
     # A server that was given may not allow us to have it read a file.
-    assert kinds[6:] == ["limit"] * (4 if "INGESTD_TEST_DSN" not in os.environ else len(kinds) - 6)
-    assert rates[0].frames == rates[-1].frames == LOAD.frames
+    assert kinds[7:] == ["limit"] * (5 if "INGESTD_TEST_DSN" not in os.environ else len(kinds) - 7)
+    assert rates[0].frames == rates[1].frames == rates[-1].frames == LOAD.frames
     assert rates[0].signals == rates[-1].signals
     assert all(rate.signals_per_second > 0 for rate in rates)
