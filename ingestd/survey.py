@@ -18,7 +18,7 @@ from ingestd.model import Flag, FrameBatch
 from ingestd.pipeline import Decoders
 from ingestd.sources.captures import open_capture
 
-# Stored bytes, with indexes, of a busy bus on a server with lz4, rounded up: 3.3 and 15.0 in docs/benchmarks.md.
+# Stored bytes, with indexes, of a busy bus on a server with lz4, rounded up: 3.3 and 15.0 in docs/performance.md.
 BYTES_PER_SAMPLE = 4.0
 BYTES_PER_FRAME = 16.0
 
