@@ -38,7 +38,7 @@ run: $(VENV)/.installed-run ## install, start the embedded PostgreSQL, record a 
 	$(BIN)/ingestd demo $(DEMO)
 
 test: check ## everything: the checks and all tests
-	$(BIN)/pytest -n $(WORKERS) --ignore tests/unit
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore tests/unit
 
 check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, import rules, unit tests
 	$(BIN)/ruff format --check .

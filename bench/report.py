@@ -191,12 +191,12 @@ def live_tables(here: Mapping[str, Any]) -> Iterator[Table]:
         rows = [
             (
                 row["program"], f"{row['rate']:,}", f"{row['frame_us']:.1f}", f"{100 * row['kept']:.1f} %",
-                f"{row['frame_us'] * row['sent_per_second'] * row['kept'] / 1e4:.1f} %",
+                *(f"{row[of] * row['sent_per_second'] * row['kept'] / 1e4:.1f} %" for of in ("frame_us", "user_us")),
             )
             for row in here["cost"]
         ]  # fmt: skip
-        yield Table("Live: processor time, without PostgreSQL's",
-                    ("program", "frames/s", "µs a frame", "frames kept", "of a core"), rows)  # fmt: skip
+        header = ("program", "frames/s", "µs a frame", "frames kept", "of a core", "outside the kernel")
+        yield Table("Live: processor time, without PostgreSQL's", header, rows)
     if "drain" in here:
         rows = [
             (f"{row['rate']:,}", f"{row['backlog']:,}", f"{row['seconds']:.1f}", f"{row['drained_per_second']:,.0f}",
