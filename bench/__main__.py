@@ -51,6 +51,7 @@ class Run:
         self.peer_frames = 10_000 if quick else 150_000
         self.stage_frames = 300_000 if quick else 1_000_000
         self.driving_seconds = 7200
+        self.failed = False
         self.results: dict[str, Any] = {
             "machine": machine.facts(), "server": "", "quick": quick, "rates": [], "stages": [], "storage": {},
             "import": None, "live": None, "missing": [],
@@ -93,7 +94,9 @@ class Run:
         self.results["live"] = found = json.loads(out.read_text()) if out.exists() else None
         if not (found or {}).get("here"):
             self.results["live"] = None
-            self.miss("live", f"bench/live.py ended with {code}; see what it says above")
+        if code:
+            self.failed = True
+            self.miss("live", f"bench/live.py ended with {code}, and part of it is missing; see what it says above")
 
     def flame(self, out: Path) -> None:
         """Where an import spends its time, as py-spy sees it: with paths of this machine, so not for docs/."""
@@ -160,6 +163,7 @@ def main() -> None:
     report.show(run.results)
     report.write(out, run.results, plots.draw(out, run.results))
     print(f"\nwritten: {out / 'results.md'}, {out / 'results.json'} and the plots beside them")
+    sys.exit(run.failed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """ingestd beside what people do instead, and beside what nothing can be faster than: one input, one server, one run.
 
-    python bench/compare.py [--frames 5000000] [--peer-frames 100000] [--dsn DSN] [--quick]
+    python bench/compare.py [--frames 5000000] [--peer-frames 100000] [--dsn DSN]
 
 The input is a synthetic load (generate.py). Peers are slow: they get the beginning of the same load, the slowest of
 them a shorter one, and are compared by rate. Each is checked: what a peer has stored is equal to what ingestd stores
@@ -27,7 +27,7 @@ import asyncpg
 import generate
 import limits
 import truth
-from importing import import_as_a_process
+from importing import fetch, import_as_a_process
 from server import fresh, server
 
 PEERS = Path(__file__).with_name("peers")
@@ -117,17 +117,28 @@ class Slices:
             made = generate.generate(self._folder / f"slice{frames}", replace(self._load, frames=frames))
             dsn = asyncio.run(fresh(self._dsn, f"slice_{frames}"))
             import_as_a_process(dsn, made.capture, made.dbc_arguments)
+            check(dsn, made)
             self._made[frames] = made, asyncio.run(fingerprint(dsn, OURS))
         return self._made[frames]
+
+
+def check(dsn: str, made: generate.Made, frames: int | None = None) -> None:
+    """End if the database holds other samples than the load says, or another number of raw frames."""
+    wrong = asyncio.run(truth.differences(dsn, made.channels))
+    row = asyncio.run(fetch(dsn, "SELECT coalesce(sum(frame_count), 0) AS n FROM frame_chunks"))
+    if row["n"] != (made.frames if frames is None else frames):
+        wrong.append(f"{row['n']:,} raw frames of {made.frames:,}")
+    if wrong:
+        sys.exit("ingestd stored something else than was generated:\n" + "\n".join(wrong[:10]))
 
 
 def ours(dsn: str, made: generate.Made, *options: str) -> Rate:
     """`ingestd import` of the whole load, checked against what the load says."""
     database = asyncio.run(fresh(dsn, f"compare_ours{'_alone' * bool(options)}"))
     summary = import_as_a_process(database, made.capture, made.dbc_arguments, *options)
-    if wrong := asyncio.run(truth.differences(database, made.channels)):
-        sys.exit("ingestd stored something else than was generated:\n" + "\n".join(wrong[:10]))
-    checked = "count and sum of each channel: the load's"
+    frames = 0 if "--no-frames" in options else made.frames
+    check(database, made, frames)
+    checked = "count and sum of each channel" + f"{', number of frames' * bool(frames)}: the load's"
     return Rate(
         " ".join(["ingestd import", *options]), "ingestd", summary["frames"], summary["signals"],
         summary["wall_seconds"], checked, summary["memory_mb"],

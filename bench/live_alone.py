@@ -59,7 +59,7 @@ class Bench:
             wait_until(lambda: probe.stored() >= sent, "everything is stored", seconds, 0.2)
         stored, fates = probe.stored(), daemon.stop()
         if fates.received != sent or stored != sent - fates.dropped:
-            print(f"  BOOKS: sent {sent:,}, stored {stored:,}, {fates}; {probe.longest_silence()}", flush=True)
+            raise RuntimeError(f"the books: sent {sent:,}, stored {stored:,}, {fates}; {probe.longest_silence()}")
         return fates
 
 
@@ -142,7 +142,7 @@ def drain(bench: Bench) -> list[dict[str, float]]:
                 first = first or (time.monotonic() - began if now > stored else 0.0)
                 time.sleep(0.05)
                 if time.monotonic() > began + 300:
-                    break
+                    raise TimeoutError(f"after 300 s {bench.sender.sent - now:,} frames are not stored yet")
             seconds = time.monotonic() - began
             bench.finish(daemon, probe, bench.sender.pause())
         rows.append({

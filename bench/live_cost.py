@@ -149,9 +149,8 @@ class Ours:
         self.fates = self.daemon.stop()
         stored = self._probe.stored()
         if self.fates.received != sent or stored != sent - self.fates.dropped:
-            print(
-                f"  BOOKS: sent {sent:,}, stored {stored:,}, {self.fates}; {self._probe.longest_silence()}", flush=True
-            )
+            silence = self._probe.longest_silence()
+            raise RuntimeError(f"the books: sent {sent:,}, stored {stored:,}, {self.fates}; {silence}")
         self._probe.close()
         return stored
 

@@ -85,21 +85,23 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
 
 def rates_table(rates: list[dict[str, Any]]) -> Table:
     """ingestd, peers, limits."""
-    ours = rates[0]["signals_per_second"]
-    rows = [
-        (
+    ours, alone = rates[0], next((rate for rate in rates if "--no-frames" in rate["name"]), rates[0])
+    rows = []
+    for rate in rates:
+        like = alone if rate is alone or "signals alone" in rate["name"] else ours
+        rows.append((
             rate["name"], KINDS[rate["kind"]], f"{rate['frames']:,}", f"{rate['signals_per_second']:,.0f}",
-            f"{rate['frames_per_second']:,.0f}", _ratio(ours / rate["signals_per_second"]), rate["checked"],
-        )
-        for rate in rates
-    ]  # fmt: skip
+            f"{rate['frames_per_second']:,.0f}", _ratio(like["signals_per_second"] / rate["signals_per_second"]),
+            rate["checked"],
+        ))  # fmt: skip
     return Table(
         "ingestd, peers and limits",
         ("", "what", "frames", "signals/s", "frames/s", "ingestd is x times as fast", "checked"),
         rows,
         "One input, one server, one run. Peers get the beginning of the same load, the slowest ones less of it, and "
         "are compared by rate. ingestd's time is that of its whole process; it stores the raw frames, too, which no "
-        "peer does. What only captures frames is given the signals that could be decoded from them.",
+        "peer does; without them it is set beside \\copy of the signals alone. What only captures frames is given "
+        "the signals that could be decoded from them.",
     )
 
 
@@ -154,7 +156,7 @@ def sizing_table(rows: Sequence[Mapping[str, float]]) -> Table:
     return Table(
         "What a bus takes, by its load",
         ("frames/s", "of a core", "by the line", "journal, GB a day", "days in 8 GiB",
-         "to PostgreSQL, GB a day", "in PostgreSQL, GB a day"),
+         "to PostgreSQL, GB a day (computed)", "in PostgreSQL, GB a day"),
         [
             (
                 f"{row['rate']:,.0f}", f"{row['core']:.1%}", f"{row['core_by_line']:.1%}",
@@ -199,12 +201,14 @@ def live_tables(here: Mapping[str, Any]) -> Iterator[Table]:
         yield Table("Live: processor time, without PostgreSQL's", header, rows)
     if "drain" in here:
         rows = [
-            (f"{row['rate']:,}", f"{row['backlog']:,}", f"{row['seconds']:.1f}", f"{row['drained_per_second']:,.0f}",
-             f"{row['ratio']:.0f}x")
+            (f"{row['rate']:,}", f"{row['backlog']:,}", f"{row['seconds']:.1f}", f"{row['reconnected_after_s']:.1f}",
+             f"{row['drained_per_second']:,.0f}", f"{row['ratio']:.0f}x", f"{row['ratio_with_waiting']:.0f}x")
             for row in here["drain"]
         ]  # fmt: skip
-        header = ("frames/s", "backlog, frames", "gone after, s", "frames/s drained", "of the rate")
-        yield Table("After an outage of the database, while recording goes on", header, rows)
+        header = ("frames/s", "backlog, frames", "gone after, s", "of that until the first commit, s",
+                  "frames/s drained from then on", "of the rate", "of the rate, with that wait")  # fmt: skip
+        note = "Until the first commit: PostgreSQL recovers, and the daemon's next attempt, up to 5 s, is due."
+        yield Table("After an outage of the database, while recording goes on", header, rows, note)
     if "memory" in here:
         row = here["memory"]
         yield Table("Memory of the daemon", ("", "measured"), [

@@ -2,9 +2,9 @@
 
     python bench/storage.py [--frames 1000000] [--dsn DSN] [--json FILE]
 
-The decisions of docs/decisions/0008-what-was-tried.md rest on it. Every variant stores the same samples of the demo car
-in a table of its own, by one COPY; the backend's processor time is what /proc says of its process. Reading asks for the
-mean of one channel over everything, and for ten seconds of it.
+Decision 0008 rests on it. Every variant stores the same samples of the demo car in a table of its own, by one COPY; the
+backend's processor time is what /proc says of its process. Reading asks for the mean of one channel over everything,
+and for ten seconds of it.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ingestd.backoff import Backoff
 from ingestd.chunks import Placement, encode_frames, encode_signals
 from ingestd.decode.can import Counts, Decoder, MessageTable
@@ -166,11 +168,14 @@ def prepare(
     while True:
         item, position_old = FeedItem([], 0, dict), position
         waiting: list[FrameBatch] = []
-        room = _room(counts)
-        while isinstance(upcoming, FeedItem) and room > 0:
+        frames_count = signals_count = 0
+        while (
+            isinstance(upcoming, FeedItem) and frames_count < TRANSACTION_FRAMES and signals_count < TRANSACTION_SIGNALS
+        ):
             item = upcoming
             waiting += item.frames
-            room -= sum(map(len, item.frames))
+            frames_count += sum(map(len, item.frames))
+            signals_count += sum(_likely_signals(batch, counts) for batch in item.frames)
             upcoming = next(reading, None)
         frames = _by_source(waiting)
         signals: list[SignalBatch] = []
@@ -204,11 +209,13 @@ def prepare(
             return
 
 
-def _room(before: Counts) -> int:
-    """How many frames to take into a transaction, by how many signals those before it had; little is taken at first."""
-    if not before.frames:
-        return 1
-    return min(TRANSACTION_FRAMES, TRANSACTION_SIGNALS * before.frames // max(before.signals, 1))
+def _likely_signals(batch: FrameBatch, before: Counts) -> int:
+    """How many signals frames will give, to bound what is held: as those before them, and not less than their length.
+
+    A signal for two bytes of payload is what is usual. One that is all flags has more, and costs memory for it.
+    """
+    as_before = len(batch) * before.signals // max(before.frames, 1)
+    return max(as_before, int(batch.length.sum(dtype=np.int64)) // 2)
 
 
 def _by_source(batches: Sequence[FrameBatch]) -> list[FrameBatch]:

@@ -242,11 +242,13 @@ def database_of(dsn: str | None, config: Path | None, socket: Path | None) -> st
 
 
 def uses_embedded(socket: Path) -> bool:
-    """Whether the daemon at this socket stores into the embedded server; yes where nobody says otherwise."""
+    """Whether the daemon at this socket stores into the embedded server; yes where there is no daemon."""
     try:
         return bool(ask(socket, "GET", "/daemon")["embedded"])
-    except (IngestdError, KeyError, TypeError):
+    except NoDaemon:
         return True
+    except (IngestdError, KeyError, TypeError):
+        return False
 
 
 @sessions_group.command("show")

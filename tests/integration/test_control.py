@@ -120,6 +120,35 @@ def test_more_connections_than_it_bears(tmp_path: Path, caplog: pytest.LogCaptur
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_no_flood_takes_the_file_descriptors(tmp_path: Path) -> None:
+    """However many connect at once and ask nothing: only so many are kept open."""
+    path = tmp_path / "control.sock"
+
+    async def work() -> None:
+        async with serve(path, ROUTES):
+            await until(path.exists)
+            begin = descriptors()
+            flood = []
+            for _ in range(200):
+                flood.append(socket.socket(socket.AF_UNIX))
+                flood[-1].setblocking(False)
+                with suppress(BlockingIOError):
+                    flood[-1].connect(str(path))
+                await asyncio.sleep(0)
+            bound = begin + len(flood) + CONNECTIONS_MAX + limited.REFUSALS_MAX
+            await asyncio.sleep(0.1)  # Until all of them are accepted.
+            assert descriptors() <= bound + 2
+            for each in flood:
+                each.close()
+
+    uvloop.run(work())
+
+
 def test_connections_that_ask_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are closed after a while: whoever holds all of them keeps nobody out for long."""
     monkeypatch.setattr(limited, "SILENT_SECONDS_MAX", 0.2)

@@ -16,7 +16,7 @@ import pytest
 
 from ingestd import pipeline
 from ingestd.chunks import Placement
-from ingestd.decode.can import Decoder
+from ingestd.decode.can import Counts, Decoder
 from ingestd.decode.databases import load
 from ingestd.decode.nmea import NmeaDecoder
 from ingestd.errors import CaptureError, FeedError, StoreUnavailable
@@ -84,23 +84,29 @@ def test_small_batches_share_a_transaction(monkeypatch: pytest.MonkeyPatch) -> N
     items = [FeedItem([journals.frames(first, 10)], first + 10, dict) for first in range(0, 50, 10)]
     prepared = list(pipeline.prepare(iter(items), Decoders([]), PLACEMENT))
     assert [(each.batch.position_old, each.batch.position_new, each.progress) for each in prepared] == [
-        (0, 10, 10), (10, 40, 40), (40, 50, 50)
+        (0, 30, 30), (30, 50, 50)
     ]  # fmt: skip
-    assert [each.batch.completed for each in prepared] == [False, False, True]
-    assert [copy.rows for each in prepared for copy in each.batch.copies] == [0, 1] * 3
+    assert [each.batch.completed for each in prepared] == [False, True]
+    assert [copy.rows for each in prepared for copy in each.batch.copies] == [0, 1] * 2
 
 
-def test_the_first_transaction_is_small_and_the_others_by_their_signals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("signals_max", "sizes"), [(30, [10] * 4), (90, [30, 10]), (10_000, [40])])
+def test_what_is_held_is_bounded_by_signals(
+    monkeypatch: pytest.MonkeyPatch, signals_max: int, sizes: list[int]
 ) -> None:
-    """How many signals a frame has is known after the first batch: what is held in memory follows from them."""
-    monkeypatch.setattr(pipeline, "TRANSACTION_FRAMES", 1000)
-    monkeypatch.setattr(pipeline, "TRANSACTION_SIGNALS", 30)
-    decoders = Decoders([Binding(None, count_database(tmp_path))])
-    count = replace(journals.frames(0, 10), arbitration_id=np.full(10, 256, np.uint32), flags=np.zeros(10, np.uint8))
-    prepared = list(pipeline.prepare(iter([FeedItem([count], 0, dict)] * 10), decoders, PLACEMENT))
-    sizes = [each.batch.position_new - each.batch.position_old for each in prepared]
-    assert (prepared[-1].counts.signals, sizes) == (100, [10, 30, 30, 30])
+    """Before any was decoded the payloads tell how many there may be: 8 bytes are as good as four signals."""
+    monkeypatch.setattr(pipeline, "TRANSACTION_SIGNALS", signals_max)
+    items = [FeedItem([journals.frames(first, 10)], first + 10, dict) for first in range(0, 40, 10)]
+    prepared = list(pipeline.prepare(iter(items), Decoders([]), PLACEMENT))
+    assert [each.batch.position_new - each.batch.position_old for each in prepared] == sizes
+
+
+def test_how_many_signals_are_likely() -> None:
+    """What was decoded before tells it, and not less than the payloads do: few were in a quiet beginning."""
+    batch = journals.frames(0, 10)
+    assert pipeline._likely_signals(batch, Counts()) == 40
+    assert pipeline._likely_signals(batch, Counts(frames=100, signals=10)) == 40
+    assert pipeline._likely_signals(batch, Counts(frames=100, signals=1000)) == 100
 
 
 def test_batches_of_a_source_are_joined_in_order() -> None:
@@ -148,10 +154,8 @@ def test_what_was_read_before_an_error_is_stored(late: bool) -> None:
         yield FeedItem([journals.frames(5000, 10)], 40, dict)
 
     prepared = pipeline.prepare(feed(), Decoders([]), limit)
-    found = [next(prepared), next(prepared)]
-    assert [(each.batch.position_new, each.batch.completed, each.progress) for each in found] == [
-        (10, False, 10), (30, False, 30)
-    ]  # fmt: skip
+    found = next(prepared)
+    assert (found.batch.position_new, found.batch.completed, found.progress) == (30, False, 30)
     with pytest.raises(CaptureError, match="no such time" if late else "the disk is bad"):
         next(prepared)
 
