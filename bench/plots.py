@@ -57,8 +57,8 @@ def rates(axes: Axes, figures: list[dict[str, Any]]) -> None:
     axes.bar_label(bars, [_short(value) for value in values], padding=3)
     axes.set_xscale("log")
     axes.set_xlim(min(values) / 3, max(values) * 4)
-    axes.set_xlabel("signals/s")
-    axes.set_title("Signals in a second", loc="left")
+    axes.set_xlabel("signals/s (logarithmic)")
+    axes.set_title("A capture file into PostgreSQL", loc="left")
     kinds = [kind for kind in COLOURS if any(rate["kind"] == kind for rate in figures)]
     patches = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[kind]) for kind in kinds]
     axes.legend(patches, [WORDS[kind] for kind in kinds], frameon=False, loc="lower right")

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from ingestd.daemon.service import Daemon
 from ingestd.errors import IngestdError
 from ingestd.model import Books, Link, Recorder, SourceStatus
 from ingestd.sources.captures import Capture, CaptureBatch, open_capture
+from ingestd.store.sessions import open_catalogue
 
 TICK_NS = 1_000_000
 PIPELINE_TICK_NS = 5_000_000
@@ -82,7 +84,11 @@ class Played:
                 f"all stored after {self.stored_seconds:.2f} s: {self.frames / self.stored_seconds:,.0f} frames/s; "
                 f"{1e6 * self.cpu_seconds / self.frames:.2f} µs of processor time a frame in this process"
             )
-        return said + [f"{source}: {books}, balanced: {books.balanced}" for source, books in self.books.items()]
+        return said + [
+            f"{source}: received {books.received:,}, stored {books.committed:,}, pending {books.pending:,}, "
+            f"rejected {books.rejected:,}, lost {sum(books.dropped.values()):,}"
+            for source, books in self.books.items()
+        ]
 
 
 class Clocked:
@@ -222,11 +228,18 @@ def open_wires(onto: str, stack: ExitStack) -> dict[str | None, Wire]:
     wires: dict[str | None, Wire] = {}
     if onto.startswith("udp:"):
         host, _, port = onto.removeprefix("udp:").rpartition(":")
+        if not host or not port.isdecimal():
+            raise OSError(f"{onto} is not udp:HOST:PORT")
         wires[None] = UdpWire(host.strip("[]"), int(port))
     else:
         for entry in onto.split(","):
             source, _, interface = entry.rpartition("=")
-            wires[source or None] = CanWire(interface)
+            try:
+                wires[source or None] = CanWire(interface)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:
+                    raise OSError(f"{interface}: this kernel has no SocketCAN (modprobe can_raw)") from error
+                raise
     for wire in wires.values():
         stack.callback(wire.close)
     return wires
@@ -241,19 +254,36 @@ def into_database(
     sys.setswitchinterval(0.001)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ingestd-replay-")))
-        if dsn is None:
+        if dsn is not None:
+            asyncio.run(reached(dsn))
+        else:
             maintenance, what = stack.enter_context(server(None))
             print(what, flush=True)
             dsn = asyncio.run(fresh(maintenance, "replay"))
         return uvloop.run(onto_pipeline(capture, databases, speed, loops, dsn, folder))
 
 
+async def reached(dsn: str) -> None:
+    """Raise StoreError if the database cannot be had now: the daemon itself would wait for it."""
+    async with open_catalogue(dsn):
+        pass
+
+
 def speed_of(text: str) -> float | None:
     """`max` is None."""
-    speed = None if text == "max" else float(text)
-    if speed is not None and not 0 < speed < 1e6:
-        raise ValueError(text)
-    return speed
+    if text == "max":
+        return None
+    with suppress(ValueError):
+        if 0 < (speed := float(text)) < 1e6:
+            return speed
+    raise argparse.ArgumentTypeError(f"{text} is neither a factor, such as 1 or 10, nor max")
+
+
+def loops_of(text: str) -> int:
+    """At least one."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no number of times")
+    return int(text)
 
 
 def main() -> None:
@@ -262,7 +292,7 @@ def main() -> None:
     parser.add_argument("--dbc", action="append", default=[], metavar="[SOURCE:]FILE")
     parser.add_argument("--speed", type=speed_of, default=1.0, help="1, 10, …, max (default 1)")
     parser.add_argument("--onto", default="pipeline", help="pipeline, vcan0, can0=vcan0,can1=vcan1, udp:HOST:PORT")
-    parser.add_argument("--loop", type=int, default=1, metavar="N", help="play it N times")
+    parser.add_argument("--loop", type=loops_of, default=1, metavar="N", help="play it N times")
     parser.add_argument("--dsn", help="for the pipeline: a database with ingestd's schema")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()

@@ -96,7 +96,7 @@ def rates_table(rates: list[dict[str, Any]]) -> Table:
         ))  # fmt: skip
     return Table(
         "ingestd, peers and limits",
-        ("", "what", "frames", "signals/s", "frames/s", "ingestd is x times as fast", "checked"),
+        ("", "kind", "frames", "signals/s", "frames/s", "ingestd's rate / this one's", "checked"),
         rows,
         "One input, one server, one run. Peers get the beginning of the same load, the slowest ones less of it, and "
         "are compared by rate. ingestd's time is that of its whole process; it stores the raw frames, too, which no "
