@@ -3,7 +3,7 @@
     python bench/growth.py [--largest 9] [--dsn DSN] [--json FILE]
 
 Imports synthetic loads (generate.py) of 10^6 samples to 10^LARGEST, each into a database of its own, and loads of ten
-million samples with ten channels to four thousand. The largest takes some 35 GB on the disk while it lasts, and all of
+million samples with ten channels to five thousand. The largest takes some 35 GB on the disk while it lasts, and all of
 it five minutes; what does not fit is left out and said. What every import has stored is compared with what the load
 says, channel by channel: count and sum of the raw values, of the largest the count alone.
 
@@ -32,7 +32,7 @@ from server import dsn_of, fresh, server
 
 SIGNALS_A_FRAME = 6.5  # of the default load, CAN FD included
 DISK_BYTES_A_FRAME = 75 + 55  # the capture's text; signals, raw frames and WAL
-CHANNELS = ((1, 2, 5), (2, 10, 5), (2, 50, 5), (4, 125, 5), (8, 100, 5))  # buses, ids of each, signals of a frame
+CHANNELS = ((1, 2, 5), (2, 10, 5), (2, 50, 5), (4, 125, 5), (8, 125, 5))  # buses, ids of each, signals of a frame
 CHANNEL_FRAMES = 2_000_000
 VALUES_COMPARED_MAX = 200_000_000  # samples; of more than that only the counts of each channel are compared
 

@@ -46,6 +46,7 @@ class Variant:
     as_integers: bool = False
     compression: str = "lz4"  # or pglz, or none
     settings: Sequence[str] = ()
+    table: Sequence[str] = ()  # what to alter of the table
 
 
 VARIANTS = (
@@ -57,6 +58,10 @@ VARIANTS = (
     Variant("pglz", compression="pglz"),
     Variant("pglz, chunks of 512", frames=512, compression="pglz"),
     Variant("not compressed", compression="none"),
+    Variant("toast_tuple_target 8160, 512", frames=512, table=("SET (toast_tuple_target = 8160)",)),
+    Variant(
+        "STORAGE MAIN, chunks of 512", frames=512, table=("ALTER ts SET STORAGE MAIN, ALTER value SET STORAGE MAIN",)
+    ),
     Variant("a row for each channel", channels=1),
     Variant("at most 4 channels a row", channels=4),
     Variant("raw integers, scaled when read", as_integers=True),
@@ -123,6 +128,8 @@ async def measure(dsn: str, variant: Variant, batches: Sequence[SignalBatch]) ->
         await connection.execute("ALTER TABLE stored ALTER ts SET STORAGE EXTERNAL, ALTER value SET STORAGE EXTERNAL")
     else:
         await connection.execute(f"SET default_toast_compression = {variant.compression}")
+    for change in variant.table:
+        await connection.execute(f"ALTER TABLE stored {change}")
     for setting in variant.settings:
         await connection.execute(setting)
 
