@@ -24,6 +24,7 @@ from tests.service.unit import Unit, systemctl
 
 ROOT = Path(__file__).parents[2]
 PREFIX = Path("/opt/ingestd")
+PYTHON = Path("/opt/python")
 INSTRUMENTS = Path("/run/instruments")
 
 
@@ -38,8 +39,8 @@ def program(_own_systemd: None) -> Path:
     """The command of an installation for the whole machine."""
     python = Path(sys.executable)
     if hidden([Path(sys.base_prefix)]) is not None:  # A home's Python, which the service could not run.
-        mount_there(Path(sys.base_prefix), Path("/opt/python"))
-        python = Path("/opt/python/bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+        mount_there(Path(sys.base_prefix), PYTHON)
+        python = Path(PYTHON, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
     subprocess.run([python, "-m", "venv", "--without-pip", PREFIX], check=True, timeout=120)
     packages = next(PREFIX.glob("lib/python3*/site-packages"))
     mount_there(Path(sysconfig.get_path("purelib")), packages)
@@ -64,9 +65,10 @@ def mount_there(folder: Path, there: Path) -> None:
 def installed(program: Path, postgres_server: str) -> None:
     """The service is in place."""
     subprocess.run([program, "service", "install"], check=True, timeout=120)
-    # Where the server of these tests listens: a folder of /tmp, which the unit hides.
+    # The server of these tests listens in a folder that it has closed to others, as it must be when it starts.
     [folder] = parse_qs(urlsplit(postgres_server).query)["host"]
-    drop_in("postgres", f"[Service]\nBindReadOnlyPaths={folder}\n")
+    Path(folder).chmod(0o711)
+    drop_in("python", f"[Service]\nEnvironment=LD_LIBRARY_PATH={PYTHON}/lib\n")  # Moved, it would not find its own.
 
 
 def drop_in(name: str, text: str) -> None:

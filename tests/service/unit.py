@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.can_bus.bus import Bus
-from tests.recorder import SECONDS_MAX, Instrument, Recorder, lines_of, wait_until
+from tests.recorder import SECONDS_MAX, Instrument, Recorder, lines_of
 
 STATE = Path("/var/lib/ingestd")
 CONFIGURATION = Path("/etc/ingestd/ingestd.toml")
@@ -20,6 +22,14 @@ def systemctl(*arguments: str, exit_code: int | None = 0) -> str:
     done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, timeout=180)
     assert exit_code in (None, done.returncode), (arguments, done.returncode, done.stdout, done.stderr)
     return (done.stdout + done.stderr).strip()
+
+
+def until(condition: Callable[[], bool], what: str, more: Callable[[], str] = str) -> None:
+    """Wait; asking takes a process each time, and there is one processor for it and for what is asked about."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {SECONDS_MAX} s\n{more()}"
+        time.sleep(0.25)
 
 
 def journalctl(*arguments: str) -> str:
@@ -50,7 +60,8 @@ class Unit(Recorder):
     def start(self, *_: str) -> None:
         """Start it, and wait until it is ready."""
         self.begun = len(self.log())
-        systemctl("start", self.name)
+        systemctl("start", self.name, exit_code=None)
+        assert self.show("ActiveState") == "active", self.log()
 
     @property
     def process(self) -> int | None:  # type: ignore[override]
@@ -61,11 +72,13 @@ class Unit(Recorder):
         """A property of the unit."""
         return systemctl("show", self.name, "--property", what, "--value")
 
-    def has(self, what: str, value: str, seconds: float = SECONDS_MAX) -> None:
+    def has(self, what: str, value: str) -> None:
         """Until a property contains something."""
-        wait_until(
-            lambda: value in self.show(what), f"{value!r} in {what}", seconds, lambda: self.show(what) + self.log()
-        )
+        until(lambda: value in self.show(what), f"{value!r} in {what}", lambda: self.show(what) + "\n" + self.log())
+
+    def says(self, text: str) -> None:
+        """Until the log has it."""
+        until(lambda: text in self.log(), f"{text!r} in the log", self.log)
 
     def log(self) -> str:
         """What it has said since this was made."""
@@ -79,7 +92,7 @@ class Unit(Recorder):
 
     def is_back(self, before: int | None) -> None:
         """Until another process than before runs and is ready."""
-        wait_until(lambda: self.process not in (before, None), "new process", SECONDS_MAX, self.log)
+        until(lambda: self.process not in (before, None), "new process", self.log)
         self.has("ActiveState", "active")
         self.begun = self.log().rindex("recording session=")
 
