@@ -52,9 +52,9 @@ def test_from_empty_database_to_sql(database: str, capture: Path, dbc: Path) -> 
     refused = ingestd("import", capture, "--dbc", dbc, dsn=database, exit_code=1)
     assert "ingestd db init" in refused.stderr
     assert refused.stdout == ""
-    assert "schema is at 0003" in ingestd("db", "init", dsn=database).stdout
+    assert "schema is at 0004" in ingestd("db", "init", dsn=database).stdout
     assert "as it should be" in ingestd("db", "check", dsn=database).stdout
-    assert ingestd("db", "current", dsn=database).stdout.strip() == "0003"
+    assert ingestd("db", "current", dsn=database).stdout.strip() == "0004"
     assert "0001" in ingestd("db", "history").stdout
     assert "no sessions yet" in ingestd("sessions", "list", dsn=database).stdout
 
