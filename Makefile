@@ -24,6 +24,7 @@ COVERED := \
   tests/integration/test_delivery_refused.py \
   tests/integration/test_embedded.py \
   tests/integration/test_embedded_faults.py \
+  tests/integration/test_grant.py \
   tests/integration/test_sessions.py \
   tests/integration/test_store.py \
   tests/migration

@@ -78,7 +78,10 @@ FAULTS: dict[str, Fault] = {
     "3F000": _NO_SCHEMA,
     "40001": _transient("another transaction got in the way at {where}: {said}"),
     "40P01": _transient("a deadlock at {where}: {said}"),
-    "42501": _state("no permission at {where}: {said}", "as owner: GRANT what is missing to this user"),
+    "42501": _state(
+        "no permission at {where}: {said}",
+        "as owner: `ingestd db grant` with --writer, --reader or both and this user's name",
+    ),
     "42703": _NO_SCHEMA,
     "42804": _NO_SCHEMA,
     "42883": _NO_SCHEMA,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 VERSION_TABLE = "ingestd_version"
+# Where somebody else sees it: to_regclass does not tell what this user has no USAGE of from what is not there.
+UNSEEN = f"SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = '{VERSION_TABLE}' AND relkind = 'r'"
 LOCK_KEY = 0x696E67657374  # "ingest"; any number that nobody else locks.
 CONNECT_SECONDS_MAX = 10.0
 
@@ -119,10 +121,19 @@ async def check(dsn: str, connection: asyncpg.Connection | None = None) -> None:
 
     `connection` is an open one to `dsn`, to spare making another.
     """
-    found, expected = await (current(dsn) if connection is None else _current(connection)), head()
+    if connection is None:
+        async with _connection(dsn) as own:
+            await check(dsn, own)
+        return
+    found, expected = await _current(connection), head()
     if found == expected:
         return
     where = place(dsn)
+    if found is None and (schema := await connection.fetchval(UNSEEN)) is not None:
+        raise StoreError(
+            f"the schema of {where} is in {schema}, where this user does not look or may not",
+            "as owner: `ingestd db grant`; and its search_path has to name it: ALTER ROLE … SET search_path",
+        )
     if found is None:
         raise StoreError(f"the database {where} has no ingestd schema", "run `ingestd db init`")
     if found in _revisions(None):

@@ -30,7 +30,7 @@ def server_error(code: str, message: str = "said so") -> asyncpg.PostgresError:
         ("28P01", Cause.STATE, False, "pgpass"),
         ("3D000", Cause.STATE, False, "createdb"),
         ("40P01", Cause.TRANSIENT, True, ""),
-        ("42501", Cause.STATE, False, "GRANT"),
+        ("42501", Cause.STATE, False, "ingestd db grant"),
         ("42P01", Cause.STATE, False, "ingestd db init"),
         ("53100", Cause.STATE, True, "free space"),
         ("53300", Cause.TRANSIENT, True, "max_connections"),
