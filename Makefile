@@ -27,6 +27,7 @@ COVERED := \
   tests/integration/test_grant.py \
   tests/integration/test_sessions.py \
   tests/integration/test_store.py \
+  tests/integration/test_tls.py \
   tests/migration
 
 .DEFAULT_GOAL := help

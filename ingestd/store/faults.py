@@ -13,6 +13,8 @@ Unknown means kept: to reject is the only thing that cannot be made good. No mes
 from __future__ import annotations
 
 import os
+import re
+import ssl
 from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -20,6 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import asyncpg
 
 from ingestd.errors import StoreError, StoreRejected, StoreUnavailable
+from ingestd.store.tls import files_of
 
 
 class Cause(Enum):
@@ -33,7 +36,7 @@ class Cause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row of the table. In `message` and `hint`, {said} is the server's own sentence, {where} the database."""
+    """One row of the table. In `message`, {said} is the server's own sentence, {where} the database, {root} the CAs."""
 
     cause: Cause
     message: str
@@ -57,6 +60,40 @@ TIMED_OUT = _transient(
     "PostgreSQL at {where} did not answer in time", "is the address right, is a firewall in between?"
 )
 
+_NO_TLS = _state(
+    "PostgreSQL at {where} has no TLS, and the DSN demands it",
+    "on the server: ssl = on in postgresql.conf, with ssl_cert_file and ssl_key_file",
+)
+_TLS = _transient("TLS with PostgreSQL at {where} failed: {said}", "the server's log may say more")
+_NOT_ACCEPTED = _state(
+    "PostgreSQL at {where} does not accept this client's certificate: {said}",
+    "sslcert has to be valid, and signed by a CA in the server's ssl_ca_file",
+)
+_UNKNOWN_CA = _state(
+    "the certificate of PostgreSQL at {where} is not signed by a CA in {root}: {said}",
+    "sslrootcert in the DSN has to name the certificate of the CA that signed it",
+)
+_WRONG_HOST = _state(
+    "the certificate of PostgreSQL at {where} is not for that host: {said}",
+    "name the host in the DSN as the certificate does, or have the certificate say this name (subjectAltName)",
+)
+# OpenSSL's codes of verification (openssl-verification-options(1), x509_vfy.h).
+_VERIFICATION: dict[int, Fault] = {
+    9: _transient("the certificate of PostgreSQL at {where} is not valid yet", "is the clock of this machine right?"),
+    10: _state(
+        "the certificate of PostgreSQL at {where} has expired", "renew it on the server; is this machine's clock right?"
+    ),
+    18: _UNKNOWN_CA,  # signed by itself
+    19: _UNKNOWN_CA,
+    20: _UNKNOWN_CA,
+    21: _UNKNOWN_CA,
+    62: _WRONG_HOST,
+    64: _WRONG_HOST,  # the same of an address
+}
+_UNVERIFIED = _state(
+    "the certificate of PostgreSQL at {where} cannot be trusted: {said}", "see sslrootcert and sslcrl in the DSN"
+)
+
 _NO_SCHEMA = _state(
     "the database {where} has no ingestd schema, or another one: {said}", "run `ingestd db init`, or `ingestd db check`"
 )
@@ -72,7 +109,11 @@ FAULTS: dict[str, Fault] = {
     "23502": _DATA,
     "23514": _DATA,
     "25006": _state("the database {where} is read-only", "is it a standby? Use the address of the primary", retry=True),
-    "28": _state("PostgreSQL at {where} refuses the login: {said}", "check the user in the DSN and pg_hba.conf"),
+    "28": _state(
+        "PostgreSQL at {where} refuses the login: {said}",
+        "check the user in the DSN and pg_hba.conf; where that says cert, sslcert and sslkey in the DSN name a"
+        " certificate whose common name is the user",
+    ),
     "28P01": _state("wrong password: {said}", "set it in the DSN, in PGPASSWORD or in ~/.pgpass"),
     "3D000": _state("{said}", "create it: `createdb` with the name, or CREATE DATABASE"),
     "3F000": _NO_SCHEMA,
@@ -134,10 +175,15 @@ def classify(error: BaseException) -> Fault:
         return UNKNOWN
     if isinstance(origin, TimeoutError):
         return TIMED_OUT
+    if isinstance(origin, ssl.SSLCertVerificationError):  # A ValueError, too.
+        return _VERIFICATION.get(origin.verify_code, _UNVERIFIED)
+    if isinstance(origin, ssl.SSLError):
+        is_about_ours = re.search("ALERT.*(CERT|UNKNOWN_CA)", origin.reason or "")
+        return _NOT_ACCEPTED if is_about_ours else _TLS
     if isinstance(origin, ValueError):  # asyncpg's ClientConfigurationError is one, and so is a port in words.
         return BAD_DSN
     if isinstance(origin, OSError):
-        return UNREACHABLE
+        return _NO_TLS if "rejected SSL upgrade" in str(origin) else UNREACHABLE  # asyncpg has no type for it.
     if isinstance(origin, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return BROKEN
     return UNKNOWN
@@ -151,7 +197,12 @@ def translate(error: BaseException, dsn: str) -> StoreError:
     if password:
         said = said.replace(password, "…")
     kind = StoreUnavailable if fault.retry else StoreRejected if fault.cause is Cause.DATA else StoreError
-    return kind(fault.message.format(said=said, where=place(dsn)), fault.hint)
+    files, hint = files_of(dsn), fault.hint
+    root = files.root if files is not None and files.root is not None else "the file of sslrootcert"
+    if fault is FAULTS["08"] and files is not None and files.certificate is not None:
+        # TLS 1.3: a server that does not take a client's certificate hangs up after the handshake, and says no more.
+        hint += f"; if it is not: {files.certificate} has to be valid, and signed by a CA in the server's ssl_ca_file"
+    return kind(fault.message.format(said=said, where=place(dsn), root=root), hint)
 
 
 def place(dsn: str) -> str:

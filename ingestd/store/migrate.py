@@ -22,6 +22,7 @@ import asyncpg
 
 from ingestd.errors import StoreError
 from ingestd.store.faults import place, translate
+from ingestd.store.tls import check_files
 
 # Alembic and SQLAlchemy are imported where they are used: it takes 0.3 s, and most commands only check the revision.
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ async def check(dsn: str, connection: asyncpg.Connection | None = None) -> None:
 
 @asynccontextmanager
 async def _connection(dsn: str) -> AsyncIterator[Any]:
+    check_files(dsn)
     try:
         connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS_MAX)
         try:
@@ -165,6 +167,7 @@ async def _run(dsn: str, scripts: Path | None, work: Callable[[Config], None]) -
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
+    check_files(dsn)
     config = _config(scripts)
     config.attributes["version_table"] = VERSION_TABLE
 
