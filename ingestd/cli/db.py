@@ -13,6 +13,7 @@ import click
 from ingestd.cli.console import dsn_option, out, run, warn
 from ingestd.errors import UsageError
 from ingestd.store import embedded, grants, migrate
+from ingestd.store.dsn import without_secrets
 
 
 @click.group("db")
@@ -120,10 +121,13 @@ def db_grant(writers: tuple[str, ...], readers: tuple[str, ...], dsn: str | None
 @dsn_option
 def db_psql(arguments: tuple[str, ...], dsn: str | None) -> None:
     """Open psql on the database; ARGUMENTS go to psql, as in: ingestd db psql -c 'SELECT …'."""
-    command = [str(embedded.psql_path()), plain_database(dsn), *arguments]
+    # Everybody can see the arguments of a program. Of a key with a passphrase psql asks for that.
+    dsn, password = without_secrets(plain_database(dsn))
+    environment = os.environ if password is None else {**os.environ, "PGPASSWORD": password}
+    command = [str(embedded.psql_path()), dsn, *arguments]
     if sys.platform == "win32":
-        raise click.exceptions.Exit(subprocess.call(command))
-    os.execv(command[0], command)
+        raise click.exceptions.Exit(subprocess.call(command, env=environment))
+    os.execve(command[0], command, environment)
 
 
 @db_group.command("stop")

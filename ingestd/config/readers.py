@@ -245,7 +245,9 @@ def postgres_dsn(value: Any, at: Place) -> Any:
         return at.wrong("is not an address of a database", hint)
     # Otherwise a part of a password would be taken for something that may be shown.
     hosts = parts.netloc.rpartition("@")[2].split(",")
-    if parts.fragment or "@" in parts.path or not all(map(_HOST.fullmatch, hosts)):
+    split = parts.fragment or "@" in parts.path or parts.netloc.count("@") > 1 or "?" in parts.query
+    split = split or ("@" in parts.query and "@" not in parts.netloc)
+    if split or not all(map(_HOST.fullmatch, hosts)):
         hint = "in a user, a password or a name write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A"
         return at.wrong("is not an address of a database, or has signs in it that mean something else", hint)
     return value

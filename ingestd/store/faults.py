@@ -12,16 +12,15 @@ Unknown means kept: to reject is the only thing that cannot be made good. No mes
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
 from dataclasses import dataclass
 from enum import Enum
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
 from ingestd.errors import StoreError, StoreRejected, StoreUnavailable
+from ingestd.store.dsn import place, secrets_in
 from ingestd.store.tls import files_of
 
 
@@ -192,10 +191,13 @@ def classify(error: BaseException) -> Fault:
 def translate(error: BaseException, dsn: str) -> StoreError:
     """The error as one sentence for the operator, with a hint; StoreUnavailable if trying again later is right."""
     fault = classify(error)
-    said = " ".join(str(_origin(error)).split()) or type(error).__name__
-    password = _password(dsn)
-    if password:
-        said = said.replace(password, "…")
+    origin = _origin(error)
+    said = " ".join(str(origin).split()) or type(error).__name__
+    if fault is BAD_DSN and not isinstance(origin, asyncpg.InterfaceError):
+        # Python's own words quote what they do not understand, which may be part of a password.
+        said = "it is no such address, or a port in it is no number"
+    for secret in secrets_in(dsn):
+        said = said.replace(secret, "…")
     kind = StoreUnavailable if fault.retry else StoreRejected if fault.cause is Cause.DATA else StoreError
     files, hint = files_of(dsn), fault.hint
     root = files.root if files is not None and files.root is not None else "the file of sslrootcert"
@@ -203,29 +205,3 @@ def translate(error: BaseException, dsn: str) -> StoreError:
         # TLS 1.3: a server that does not take a client's certificate hangs up after the handshake, and says no more.
         hint += f"; if it is not: {files.certificate} has to be valid, and signed by a CA in the server's ssl_ca_file"
     return kind(fault.message.format(said=said, where=place(dsn), root=root), hint)
-
-
-def place(dsn: str) -> str:
-    """Host, port and database of a DSN for people: `db.garage:5432/telemetry`, or a folder for a Unix socket."""
-    try:
-        parts = urlsplit(dsn)
-    except ValueError:
-        return "(a DSN that cannot be parsed)"
-    query = dict(parse_qsl(parts.query))
-    host = parts.netloc.rpartition("@")[2] or query.get("host") or os.environ.get("PGHOST") or "localhost"
-    database = unquote(parts.path.lstrip("/")) or query.get("dbname") or os.environ.get("PGDATABASE", "")
-    if host.startswith("/"):
-        return f"{database} in {host}" if database else host
-    port = query.get("port") or os.environ.get("PGPORT") or "5432"
-    address = host if host.rpartition("]")[2].count(":") else f"{host}:{port}"
-    return f"{address}/{database}" if database else address
-
-
-def _password(dsn: str) -> str:
-    try:
-        parts = urlsplit(dsn)
-        return unquote(parts.netloc.rpartition("@")[0].partition(":")[2]) or dict(parse_qsl(parts.query)).get(
-            "password", ""
-        )
-    except ValueError:
-        return ""

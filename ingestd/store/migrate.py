@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from ingestd.errors import StoreError
-from ingestd.store.faults import place, translate
+from ingestd.store.dsn import place
+from ingestd.store.faults import translate
 from ingestd.store.tls import check_files
 
 # Alembic and SQLAlchemy are imported where they are used: it takes 0.3 s, and most commands only check the revision.
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "ingestd_version"
 # Where somebody else sees it: to_regclass does not tell what this user has no USAGE of from what is not there.
-UNSEEN = f"SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = '{VERSION_TABLE}' AND relkind = 'r'"
+UNSEEN = f"""
+SELECT relnamespace::regnamespace::text FROM pg_class
+WHERE relname = '{VERSION_TABLE}' AND relkind = 'r' AND NOT pg_table_is_visible(oid)
+"""
 LOCK_KEY = 0x696E67657374  # "ingest"; any number that nobody else locks.
 CONNECT_SECONDS_MAX = 10.0
 
