@@ -98,6 +98,10 @@ class TlsServer:
         psql(self.admin.replace(f"/{DATABASE}?", "/postgres?"), f"CREATE DATABASE {DATABASE}")
         psql(self.admin, "CREATE ROLE by_certificate", "CREATE ROLE by_password")
 
+    def program(self, name: str) -> Path:
+        """Of the server's own version."""
+        return self._programs / name
+
     def show(self, name: str, path: Path) -> None:
         """A file of the server's own, in place of the one before; in force at `reload`."""
         new = self.data / f"{name}.new"

@@ -53,7 +53,7 @@ async def connect(dsn: str, name: str) -> asyncpg.Connection:
             connection = await asyncpg.connect(
                 dsn, timeout=CONNECT_SECONDS_MAX, server_settings={"application_name": name, **SETTINGS}
             )
-        except ValueError as error:  # a DSN that asyncpg cannot parse
+        except (ValueError, OverflowError) as error:  # a DSN that asyncpg cannot parse; a port beyond 65535
             raise translate(error, dsn) from error
         try:
             await connection.execute(PREFER_LZ4)

@@ -179,7 +179,8 @@ def classify(error: BaseException) -> Fault:
     if isinstance(origin, ssl.SSLError):
         is_about_ours = re.search("ALERT.*(CERT|UNKNOWN_CA)", origin.reason or "")
         return _NOT_ACCEPTED if is_about_ours else _TLS
-    if isinstance(origin, ValueError):  # asyncpg's ClientConfigurationError is one, and so is a port in words.
+    # asyncpg's ClientConfigurationError is one, and so is a port in words; one beyond 65535 is the other.
+    if isinstance(origin, ValueError | OverflowError):
         return BAD_DSN
     if isinstance(origin, OSError):
         return _NO_TLS if "rejected SSL upgrade" in str(origin) else UNREACHABLE  # asyncpg has no type for it.

@@ -161,7 +161,7 @@ async def _connection(dsn: str) -> AsyncIterator[Any]:
             yield connection
         finally:
             await connection.close(timeout=CONNECT_SECONDS_MAX)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, OverflowError) as error:
         raise translate(error, dsn) from error
 
 
@@ -193,7 +193,14 @@ async def _run(dsn: str, scripts: Path | None, work: Callable[[Config], None]) -
         raise StoreError(
             f"the schema of {place(dsn)} cannot be migrated: {error}", "see `ingestd db history`"
         ) from error
-    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+    except (
+        SQLAlchemyError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise translate(error, dsn) from error
     finally:
         await engine.dispose()
