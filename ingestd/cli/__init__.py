@@ -20,6 +20,7 @@ from ingestd.cli.demo import demo_command
 from ingestd.cli.importing import import_command
 from ingestd.cli.journal import journal_group
 from ingestd.cli.running import run_command
+from ingestd.cli.service import service_group
 from ingestd.cli.sessions import sessions_group
 from ingestd.cli.tail import tail_command
 from ingestd.errors import IngestdError
@@ -33,7 +34,7 @@ def commands() -> None:
 
 for command in (
     run_command, reload_command, tail_command, import_command, check_command, sessions_group, journal_group, db_group,
-    demo_command,
+    service_group, demo_command,
 ):  # fmt: skip
     commands.add_command(command)
 

@@ -6,6 +6,7 @@ priority from a prefix (sd-daemon(3)); anywhere else the line begins with the ti
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -41,6 +42,7 @@ def run_command(path: Path, dsn: str | None, verbose: bool) -> None:
     load = partial(load_config, path, dsn=dsn)  # Also for a reload.
     config = load()
     set_up_logging(verbose=verbose)
+    faulthandler.enable()  # A watchdog that gives up on us sends SIGABRT: then the log says where every thread was.
     # Here and not above: no other command needs it.
     from ingestd.daemon import running
 

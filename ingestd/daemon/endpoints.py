@@ -25,8 +25,8 @@ from aiohttp import web
 from ingestd.backoff import Backoff
 from ingestd.config import Address
 from ingestd.daemon.limited import LimitedRunner
+from ingestd.daemon.reporting import unready
 from ingestd.metrics import Snapshot, render
-from ingestd.model import Link
 
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 1.0, 30.0
 SHUTDOWN_SECONDS_MAX = 1.0  # for a scrape that is under way
@@ -44,21 +44,6 @@ HINTS = {
 }
 
 log = logging.getLogger(__name__)
-
-
-def unready(snapshot: Snapshot) -> dict[str, str]:
-    """What keeps the daemon from recording, with the reason; empty when it is ready.
-
-    A source that looks for its device is ready: that is not the daemon's fault, and it will be there when it returns.
-    """
-    reasons = {
-        source: status.reason or "the device is being opened"
-        for source, status in snapshot.statuses.items()
-        if status.link is Link.OPENING
-    }
-    if not snapshot.journal.writable:
-        reasons["journal"] = snapshot.journal.trouble or "the disk does not take frames"
-    return reasons
 
 
 class Endpoints:

@@ -6,7 +6,6 @@ frame: it is said once in the log, and the service goes on.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -25,6 +24,7 @@ class Notifier:
         # virtual machines; it goes to their init, not to a service.
         self._address = "\0" + name[1:] if name.startswith("@") else name if name.startswith("/") else ""
         self._failed = False
+        self.is_listening = bool(self._address)
         self.watchdog_seconds = _watchdog_seconds(environment)
 
     def __repr__(self) -> str:
@@ -42,20 +42,13 @@ class Notifier:
         """The service is on its way out."""
         self._send("STOPPING=1", _status(status))
 
-    def status(self, status: str) -> None:
-        """One line that `systemctl status` shows."""
-        self._send(_status(status))
+    def starting(self, status: str, seconds: float) -> None:
+        """It takes longer, but it goes on: give it that many seconds from now."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}", _status(status))
 
-    async def keep_watchdog_quiet(self) -> None:
-        """Say that we live, twice as often as asked for, until cancelled. From the event loop: a stalled one is silent.
-
-        Returns at once if nobody asked.
-        """
-        if self.watchdog_seconds is None or not self._address:
-            return
-        while True:
-            self._send("WATCHDOG=1")
-            await asyncio.sleep(self.watchdog_seconds / 2)
+    def alive(self, status: str = "") -> None:
+        """A sign of life, for the watchdog if there is one, and one line that `systemctl status` shows."""
+        self._send("WATCHDOG=1" if self.watchdog_seconds is not None else "", _status(status))
 
     def _send(self, *lines: str) -> None:
         message = "\n".join(line for line in lines if line)

@@ -17,6 +17,7 @@ from ingestd import __version__
 from ingestd.config import Config, control_socket
 from ingestd.daemon.devices import open_sources
 from ingestd.daemon.notify import Notifier
+from ingestd.daemon.reporting import report
 from ingestd.daemon.service import REFUSED, Daemon
 from ingestd.errors import IngestdError, UsageError
 
@@ -69,8 +70,9 @@ class Service:
         daemon, notifier = self.daemon, self._notifier
         running = asyncio.create_task(daemon.run(), name="daemon")
         await asyncio.sleep(0)  # The sources have begun.
-        notifier.ready(self._status())
-        watchdog = asyncio.create_task(notifier.keep_watchdog_quiet(), name="watchdog")
+        reporting = asyncio.create_task(report(notifier, daemon.snapshot, daemon.sign_of_life), name="report")
+        if notifier.is_listening:
+            daemon.watched(reporting)
         try:
             # Here and not above: importing aiohttp takes longer than everything that comes before the first frame.
             from ingestd.daemon import control
@@ -83,9 +85,9 @@ class Service:
                 notifier.stopping("writing what the database takes")
                 await running
         finally:
-            watchdog.cancel()
+            reporting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watchdog
+                await reporting
         return daemon.exit_code
 
     async def reload(self) -> Changes:
@@ -111,7 +113,7 @@ class Service:
                 kind = UsageError if error.exit_code == UsageError.exit_code else IngestdError
                 raise kind(f"{REFUSED}: {error.args[0]}", error.hint) from error
             finally:
-                self._notifier.ready(self._status())
+                self._notifier.ready()
         return changes
 
     def hang_up(self) -> None:
@@ -157,6 +159,3 @@ class Service:
             *session_routes(self.daemon),
             *live_routes(self.daemon),
         ]
-
-    def _status(self) -> str:
-        return f"recording {len(self.daemon.sources)} sources"

@@ -111,9 +111,9 @@ class Daemon:
         )  # fmt: skip
         if self._continued:
             self.recording.expect_last_stamps()
-        syncing = self._watched(asyncio.create_task(self._sync(), name="sync"))
+        syncing = self.watched(asyncio.create_task(self._sync(), name="sync"))
         recovering = asyncio.create_task(self._recover(), name="recover")
-        delivering = self._watched(asyncio.create_task(self._deliver(), name="deliver"))
+        delivering = self.watched(asyncio.create_task(self._deliver(), name="deliver"))
         self._loading = asyncio.create_task(self._load(), name="load")
         self._loading.add_done_callback(self._loading_ended)
         try:
@@ -121,7 +121,8 @@ class Daemon:
         finally:
             await self._shut_down([syncing, recovering, self._loading], delivering)
 
-    def _watched(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+    def watched(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """The same task, which is to run for as long as the daemon does; if it ends, so does the daemon."""
         task.add_done_callback(lambda task: None if self.stopped.is_set() else self._failed_task(task))
         return task
 
@@ -168,6 +169,10 @@ class Daemon:
             self.recording.tell_overflows()
             await asyncio.to_thread(self.journal.sync)
             self._say_notices()
+
+    async def sign_of_life(self) -> None:
+        """Return once the event loop and the journal's sync have got through, whether the disk takes it or not."""
+        await asyncio.to_thread(self.journal.sync)
 
     def _say_notices(self) -> None:
         """Say what the journal has to say; what it says again and again, once in a while."""

@@ -1,4 +1,4 @@
-"""What needs a kernel of its own, in a user-mode one: tests/can_bus for CAN buses, tests/disk for disks that fail."""
+"""What needs a kernel of its own, in a user-mode one: CAN buses, disks that fail, systemd."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def without_harness(reason: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS_MAX + 60)
-@pytest.mark.parametrize("folder", ["tests/can_bus", "tests/disk"])
-def test_in_a_kernel_of_its_own(folder: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "options"), [("tests/can_bus", []), ("tests/disk", []), ("tests/service", ["--systemd"])]
+)
+def test_in_a_kernel_of_its_own(folder: str, options: list[str]) -> None:
     """Every test below the folder passes there, and none is skipped."""
-    check = subprocess.run([WITH_CAN, "--check"], capture_output=True, text=True, timeout=SECONDS_MAX)
+    check = subprocess.run([WITH_CAN, "--check", *options], capture_output=True, text=True, timeout=SECONDS_MAX)
     if check.returncode:
         without_harness(check.stderr.strip() or check.stdout.strip())
-    command = [WITH_CAN, "--seconds", str(SECONDS_MAX), "--"]
+    command = [WITH_CAN, *options, "--seconds", str(SECONDS_MAX), "--"]
     command += [sys.executable, "-m", "pytest", "-sv", "--color=no", "-p", "no:cacheprovider", folder]
     run = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS_MAX + 20

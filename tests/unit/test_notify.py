@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -40,39 +39,33 @@ def test_the_life_of_a_service(manager: tuple[socket.socket, str]) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": name})
     notifier.ready("recording can0, gps")
     assert received(listening) == "READY=1\nSTATUS=recording can0, gps"
-    notifier.status("the database is away\nWATCHDOG=trigger")
+    notifier.alive("the database is away\nWATCHDOG=trigger")
     assert received(listening) == "STATUS=the database is away WATCHDOG=trigger"
     notifier.stopping()
     assert received(listening) == "STOPPING=1"
     assert repr(notifier) == f"<Notifier to {name}>"
 
 
-async def test_the_watchdog_is_fed(manager: tuple[socket.socket, str]) -> None:
-    """A sign of life at once and then twice in the time that systemd waits, until cancelled."""
+def test_signs_of_life(manager: tuple[socket.socket, str]) -> None:
+    """For the watchdog if there is one; before the service is ready each asks for more time."""
     listening, name = manager
-    notifier = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "40000", "WATCHDOG_PID": str(os.getpid())})
-    assert notifier.watchdog_seconds == 0.04
-    feeding = asyncio.create_task(notifier.keep_watchdog_quiet())
-    for _ in range(3):
-        assert await asyncio.to_thread(received, listening) == "WATCHDOG=1"
-    feeding.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await feeding
+    watched = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "40000", "WATCHDOG_PID": str(os.getpid())})
+    assert (watched.watchdog_seconds, watched.is_listening) == (0.04, True)
+    watched.starting("the disk is full", 1.5)
+    assert received(listening) == "EXTEND_TIMEOUT_USEC=1500000\nSTATUS=the disk is full"
+    watched.alive("2 of 2 sources up")
+    assert received(listening) == "WATCHDOG=1\nSTATUS=2 of 2 sources up"
+    Notifier({"NOTIFY_SOCKET": name}).alive("2 of 2 sources up")
+    assert received(listening) == "STATUS=2 of 2 sources up"
 
 
 @pytest.mark.parametrize(
     "environment",
-    [
-        {},
-        {"WATCHDOG_USEC": "0"},
-        {"WATCHDOG_USEC": "soon"},
-        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},
-        {"WATCHDOG_USEC": "1000"},  # without a socket there is nobody to tell
-    ],
+    [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}],
 )
-async def test_nobody_asked_for_signs_of_life(environment: dict[str, str]) -> None:
-    """Then the task ends at once, whether there is no watchdog, or it is another process's, or nobody listens."""
-    await asyncio.wait_for(Notifier(environment).keep_watchdog_quiet(), 5)
+def test_nobody_asked_for_signs_of_life(environment: dict[str, str]) -> None:
+    """There is no watchdog, or it is another process's."""
+    assert Notifier(environment).watchdog_seconds is None
 
 
 def test_without_a_service_manager(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,6 +75,7 @@ def test_without_a_service_manager(caplog: pytest.LogCaptureFixture) -> None:
         notifier.ready()
         notifier.stopping()
         assert repr(notifier) == "<Notifier to nobody>"
+        assert not notifier.is_listening
     assert not caplog.records
 
 
@@ -90,7 +84,7 @@ def test_a_service_manager_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptur
     notifier = Notifier({"NOTIFY_SOCKET": "/nonexistent/notify"})
     with caplog.at_level(logging.WARNING):
         notifier.ready()
-        notifier.status("recording")
+        notifier.alive("recording")
     assert len(caplog.records) == 1
     assert "READY=1" in caplog.text
 
@@ -100,7 +94,7 @@ def test_a_service_manager_that_does_not_read(manager: tuple[socket.socket, str]
     listening, name = manager
     notifier = Notifier({"NOTIFY_SOCKET": name})
     for _ in range(2000):
-        notifier.status("x" * 1000)
+        notifier.alive("x" * 1000)
     assert received(listening).startswith("STATUS=x")
 
 

@@ -1,0 +1,270 @@
+"""`ingestd service`: make a systemd service of the daemon, take it away, and tell how it is."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ingestd.cli.console import Listing, json_option, out, warn
+from ingestd.config import load_config
+from ingestd.daemon.unit_files import (
+    CONFIGURATION,
+    DSN,
+    PROGRAM,
+    SERIAL_GROUP,
+    SERIAL_GROUPS,
+    UNITS,
+    SystemFile,
+    files,
+    hidden,
+    read,
+)
+from ingestd.errors import ConfigError, IngestdError, UsageError
+
+COMMAND_SECONDS_MAX = 120.0
+RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
+SHOWN = ("ActiveState", "SubState", "UnitFileState", "StatusText", "MainPID", "NRestarts", "ActiveEnterTimestamp",
+         "MemoryCurrent", "Result")  # fmt: skip
+
+root_option = click.option(
+    "--root", type=click.Path(path_type=Path), metavar="DIR",
+    help="For packages and images: files below DIR, where packages keep theirs; nothing is started.",
+)  # fmt: skip
+program_option = click.option(
+    "--program", type=click.Path(path_type=Path), metavar="PATH",
+    help=f"What the service runs. Default: this installation; with --root {PROGRAM}.",
+)  # fmt: skip
+
+
+@click.group("service")
+def service_group() -> None:
+    """The daemon as a systemd service."""
+
+
+@service_group.command("install")
+@root_option
+@program_option
+def service_install(root: Path | None, program: Path | None) -> None:
+    """Put units, user, udev rules and settings in place; enable the service, and start it if it is configured.
+
+    Run again, it brings everything up to date and leaves the rest alone. Asks nothing.
+    """
+    if root is not None:
+        _write(root, files(program or PROGRAM, for_package=True))
+        _write_if_absent(root / CONFIGURATION, read("ingestd.toml"))
+        return
+    _must_be_root("install")
+    program = program or _this_program()
+    changed = _write(Path("/"), files(program, for_package=False, serial_group=_serial_group()))
+    _call("systemd-sysusers", "ingestd.conf")
+    _call("systemd-tmpfiles", "--create", "ingestd.conf")
+    configuration = Path("/", CONFIGURATION)
+    if _write_if_absent(configuration, read("ingestd.toml")):
+        shutil.chown(configuration, "root", "ingestd")
+        configuration.chmod(0o640)
+    _raise_receive_buffers()
+    if shutil.which("udevadm") is not None:
+        _call("udevadm", "control", "--reload")
+        _call("udevadm", "trigger", "--subsystem-match=tty")
+    _call("systemctl", "daemon-reload")
+    _call("systemctl", "enable", "--quiet", "ingestd.service")
+    if _show("ingestd.service")["ActiveState"] in ("active", "reloading", "activating"):
+        if any(path.name in UNITS for path in changed):
+            out.print("the service runs on as it was; `systemctl restart ingestd` when a gap of some seconds suits")
+        return
+    dsn = Path("/", DSN)
+    try:
+        load_config(configuration, dsn=dsn.read_text(encoding="utf-8").strip() or None if dsn.exists() else None)
+    except ConfigError as error:
+        out.print(f"enabled, not started: {error.args[0]}")
+        out.print(f"When that is in order (the DSN may be a line of its own in {dsn}): systemctl start ingestd")
+        return
+    _call("systemctl", "start", "ingestd.service")
+    out.print(f"started: {_show('ingestd.service')['StatusText']}")
+
+
+@service_group.command("uninstall")
+@root_option
+def service_uninstall(root: Path | None) -> None:
+    """Stop the service and take away what `install` has put in place; what was recorded and configured stays."""
+    if root is None:
+        _must_be_root("uninstall")
+        wanted = {path.name for path in Path("/etc/systemd/system").glob("*.wants/ingestd*.service")}
+        if enabled := sorted(wanted & {UNITS[0]} | {name for name in wanted if name.startswith("ingestd@")}):
+            _call("systemctl", "disable", "--now", "--quiet", *enabled)
+        _call("systemctl", "stop", UNITS[0], "ingestd@*.service")
+    for file in files(PROGRAM, for_package=root is not None):
+        path = Path(root or "/", file.path)
+        if path.exists():
+            path.unlink()
+            out.print(f"removed {path}")
+    if root is None:
+        _call("systemctl", "daemon-reload")
+        out.print(
+            "left: /etc/ingestd, the user ingestd, and what is recorded in /var/lib/ingestd: whether the database has"
+        )
+        out.print("it all, `ingestd journal status` says")
+
+
+@service_group.command("status")
+@json_option
+def service_status(as_json: bool) -> None:
+    """Whether everything is in place, and how the service is. Exit code 1 if it does not run as installed."""
+    _needs_systemd("install")
+    program = _program_of_unit() or _this_program(check=False)
+    placed = files(program, for_package=False, serial_group=_serial_group())
+    states = {str(Path("/", file.path)): _state(Path("/", file.path), file.text) for file in placed}
+    shown = _show("ingestd.service")
+    others = _instances()
+    rmem_max, wanted = int(RMEM_MAX.read_text()), _wanted_receive_buffer()
+    is_well = shown["ActiveState"] == "active" and all(state == "in place" for state in states.values())
+    if as_json:
+        said = {"service": shown, "instances": others, "files": states, "rmem_max": rmem_max, "ok": is_well}
+        out.print_json(json.dumps(said), indent=None)
+    else:
+        table = Listing("what", "how it is", header=False)
+        table.add(
+            "ingestd.service",
+            f"{shown['ActiveState']} ({shown['SubState']}), {shown['UnitFileState'] or 'not installed'}",
+        )
+        if shown["ActiveState"] == "active":
+            table.add(
+                "since", f"{shown['ActiveEnterTimestamp']}, restarts {shown['NRestarts']}, process {shown['MainPID']}"
+            )
+        table.add("status", shown["StatusText"])
+        for name, state in others.items():
+            table.add(name, state)
+        table.add("program", program)
+        smaller = "" if rmem_max >= wanted else f": smaller than {wanted}, `ingestd service install` raises it"
+        table.add("net.core.rmem_max", f"{rmem_max}{smaller}")
+        for path, state in states.items():
+            table.add(path, state)
+        out.print(table)
+    if not is_well:
+        raise click.exceptions.Exit(1)
+
+
+def _needs_systemd(what: str) -> None:
+    if shutil.which("systemctl") is None or not Path("/run/systemd/system").is_dir():
+        raise IngestdError("systemd does not run here", f"for an image or a package: ingestd service {what} --root DIR")
+
+
+def _must_be_root(what: str) -> None:
+    _needs_systemd(what)
+    if os.geteuid() != 0:
+        raise IngestdError(
+            "only root can change the services of this machine", f"sudo {_this_program(check=False)} service {what}"
+        )
+
+
+def _this_program(*, check: bool = True) -> Path:
+    """The script of this installation. Raises UsageError if the service, which is kept from homes, could not run it."""
+    program = Path(sys.prefix, "bin", "ingestd")
+    if not check:
+        return program
+    if not program.exists():
+        raise UsageError(f"there is no {program}", "name it with --program")
+    unseen = hidden([program.resolve(), Path(sys.base_prefix).resolve(), Path(__file__).resolve()])
+    if unseen is not None:
+        raise UsageError(
+            f"the service could not run {unseen}: it is kept from homes and temporary folders",
+            f"install into {PROGRAM.parents[1]}, with a python3 of the system: docs/operations.md",
+        )
+    return program
+
+
+def _program_of_unit() -> Path | None:
+    unit = Path("/etc/systemd/system", UNITS[0])
+    if not unit.exists():
+        return None
+    line = next((line for line in unit.read_text(encoding="utf-8").splitlines() if line.startswith("ExecStart=")), "")
+    return Path(line.removeprefix("ExecStart=").partition(" ")[0])
+
+
+def _serial_group() -> str:
+    """The group of serial lines on this machine."""
+    there = {group.gr_name for group in grp.getgrall()}
+    return next((name for name in SERIAL_GROUPS if name in there), SERIAL_GROUP)
+
+
+def _state(path: Path, text: str) -> str:
+    if not path.exists():
+        return "missing"
+    return "in place" if path.read_text(encoding="utf-8") == text else "changed, or of another release"
+
+
+def _write(root: Path, wanted: Sequence[SystemFile]) -> list[Path]:
+    """The files that were not as they should be, and are now; what was there before stays beside them."""
+    changed = []
+    for file in wanted:
+        path = root / file.path
+        state = _state(path, file.text)
+        if state == "in place":
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if state != "missing":
+            before = path.with_name(f"{path.name}.before")
+            path.replace(before)
+            warn(f"{path} was not as this release has it; it is now {before.name} (changes belong in a drop-in)")
+        path.write_text(file.text, encoding="utf-8")
+        path.chmod(0o644)
+        out.print(f"wrote {path}")
+        changed.append(path)
+    if not changed:
+        out.print("all files are in place")
+    return changed
+
+
+def _write_if_absent(path: Path, text: str) -> bool:
+    if path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    out.print(f"wrote {path}: say there what is to be recorded")
+    return True
+
+
+def _wanted_receive_buffer() -> int:
+    line = next(line for line in read("sysctl.d/60-ingestd.conf").splitlines() if line.startswith("net.core.rmem_max"))
+    return int(line.partition("=")[2])
+
+
+def _raise_receive_buffers() -> None:
+    """Now, and not at the next boot. Never lowered: somebody may have given it more."""
+    wanted = _wanted_receive_buffer()
+    if int(RMEM_MAX.read_text()) < wanted:
+        RMEM_MAX.write_text(str(wanted))
+
+
+def _call(*command: str) -> str:
+    """Run a program of the system; what it said. Raises IngestdError."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX, check=False)
+    except FileNotFoundError as error:
+        raise IngestdError(f"{command[0]} is not there", "it belongs to systemd") from error
+    except subprocess.TimeoutExpired as error:
+        raise IngestdError(f"`{' '.join(command)}` did not end", "systemctl status ingestd") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        hint = "journalctl -eu ingestd may say more" if command[:2] == ("systemctl", "start") else ""
+        raise IngestdError(f"`{' '.join(command)}` failed: {said[0]}", hint)
+    return done.stdout
+
+
+def _show(unit: str) -> dict[str, str]:
+    said = _call("systemctl", "show", unit, "--property", ",".join(SHOWN)).splitlines()
+    return dict.fromkeys(SHOWN, "") | {name: value for name, _, value in (line.partition("=") for line in said)}
+
+
+def _instances() -> dict[str, str]:
+    """Units of the template that are loaded, and how they are."""
+    lines = _call("systemctl", "list-units", "--all", "--plain", "--no-legend", "ingestd@*.service").splitlines()
+    return {line.split()[0]: " ".join(line.split()[2:4]) for line in lines if line.strip()}
