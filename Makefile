@@ -24,8 +24,10 @@ COVERED := \
   tests/integration/test_delivery_refused.py \
   tests/integration/test_embedded.py \
   tests/integration/test_embedded_faults.py \
+  tests/integration/test_grant.py \
   tests/integration/test_sessions.py \
   tests/integration/test_store.py \
+  tests/integration/test_tls.py \
   tests/migration
 
 .DEFAULT_GOAL := help

@@ -435,3 +435,28 @@ BEGIN ATOMIC
     JOIN channels ch ON ch.group_id = g.id
     ORDER BY g.source, ch.channel, n.mono_end_ns + n.utc_offset_ns DESC, n.group_id;
 END;
+
+
+-- ------------------------------------------------------------------------------------------------------------ imports
+
+-- Remove what was begun of a file and left without a frame, with the session that was made for it. It does so with the
+-- rights of its owner, so that whoever imports needs no DELETE; who may call it: `ingestd db grant --writer`.
+CREATE FUNCTION forget_empty_imports(p_sha256 text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+BEGIN ATOMIC
+    WITH gone AS (
+        DELETE FROM feeds f WHERE f.sha256 = p_sha256 AND f.position = 0 AND f.completed_utc IS NULL
+        RETURNING f.feed_id, f.session_id
+    ), others AS (
+        SELECT f.session_id FROM feeds f WHERE f.feed_id NOT IN (SELECT gone.feed_id FROM gone)
+    ), trimmed AS (
+        UPDATE sessions s SET config = jsonb_set(s.config, '{imports}', coalesce((
+            SELECT jsonb_agg(entry) FROM jsonb_array_elements(s.config -> 'imports') entry
+            WHERE entry ->> 'feed_id' NOT IN (SELECT gone.feed_id FROM gone)), '[]'))
+        WHERE s.id IN (SELECT gone.session_id FROM gone) AND s.id IN (SELECT others.session_id FROM others)
+    )
+    DELETE FROM sessions s
+    WHERE s.id IN (SELECT gone.session_id FROM gone) AND s.id NOT IN (SELECT others.session_id FROM others);
+END;
+
+REVOKE EXECUTE ON FUNCTION forget_empty_imports(text) FROM PUBLIC;

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ingestd.errors import IngestdError
+from ingestd.config.readers import Place, postgres_dsn
+from ingestd.errors import IngestdError, UsageError
 from ingestd.store import embedded, migrate
 
 Result = TypeVar("Result")
@@ -63,9 +65,20 @@ def database(dsn: str | None) -> str:
     return dsn
 
 
+def checked_dsn(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """What has a sign too many in it is refused before any part of a password is taken for a host."""
+    if value:
+        mistakes: list[str] = []
+        postgres_dsn(value, Place("--dsn or INGESTD_DSN", Path(), mistakes))
+        if mistakes:
+            raise UsageError(mistakes[0])
+    return value
+
+
 dsn_option = click.option(
     "--dsn",
     envvar="INGESTD_DSN",
+    callback=checked_dsn,
     metavar="DSN",
     help="PostgreSQL to use, as postgresql://user@host/database. Default: $INGESTD_DSN, else an embedded server.",
 )

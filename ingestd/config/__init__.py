@@ -64,6 +64,14 @@ INTERFACES = frozenset(
         "usb2can", "vector", "virtual",
     }
 )  # fmt: skip
+# What may be shown of a DSN's parameters; of any other, mistyped ones too, nobody knows what is in it.
+SHOWN = frozenset({
+    "host", "port", "dbname", "database", "user", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl",
+    "application_name", "target_session_attrs", "service",
+})  # fmt: skip
+# Options go to drivers and plug-ins as they are; what is called like this stays between the file and them.
+SECRET = re.compile(r"pass(?!ive)|pwd|secret|token|credential|auth|api_?key|private", re.IGNORECASE)
+HIDDEN = "…"
 CREDENTIAL = "ingestd.dsn"  # of systemd, for a DSN that nobody else is to read
 INTERFACE_NAME_BYTES_MAX = 15  # IFNAMSIZ of the kernel, without its NUL
 
@@ -360,6 +368,9 @@ def describe(config: Config) -> dict[str, Any]:
     described: dict[str, Any] = _plain(config)
     if config.database.dsn is not None:
         described["database"]["dsn"] = without_password(config.database.dsn)
+    for source in (*described["can"], *described["serial"]):
+        options = source["options"].items()
+        source["options"] = {key: HIDDEN if SECRET.search(key) else value for key, value in options}
     return described
 
 
@@ -374,8 +385,8 @@ def _plain(value: Any) -> Any:
 
 
 def without_password(dsn: str) -> str:
-    """The DSN without any password in it, wherever a URL can hold one."""
+    """The DSN without any password in it: of its parameters those that are known to be none."""
     parts = urlsplit(dsn)
     user, at, host = parts.netloc.rpartition("@")
-    query = [(key, one) for key, one in parse_qsl(parts.query) if key not in ("password", "sslpassword", "passfile")]
+    query = [(key, one) for key, one in parse_qsl(parts.query) if key in SHOWN]
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}{at}{host}", query=urlencode(query, safe="/")))

@@ -20,6 +20,7 @@ import msgspec
 
 NAME_BYTES_MAX = 100
 STANDARD_ID_MAX, EXTENDED_ID_MAX = 0x7FF, 0x1FFF_FFFF
+PORT_MAX = 65_535
 FILTERS_MAX = 512  # CAN_RAW_FILTER_MAX of the kernel, for one socket
 
 SECONDS_OF = {
@@ -37,7 +38,7 @@ BYTES_OF = {
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)},
 }
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zµA-Z]+)")
-_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]{0,9})?")
 _FILTER = re.compile(r"(?:0x)?([0-9a-f]{1,8})(?:([:-])(?:0x)?([0-9a-f]{1,8}))?", re.IGNORECASE)
 
 
@@ -245,10 +246,18 @@ def postgres_dsn(value: Any, at: Place) -> Any:
         return at.wrong("is not an address of a database", hint)
     # Otherwise a part of a password would be taken for something that may be shown.
     hosts = parts.netloc.rpartition("@")[2].split(",")
-    if parts.fragment or "@" in parts.path or not all(map(_HOST.fullmatch, hosts)):
+    split = parts.fragment or "@" in parts.path or parts.netloc.count("@") > 1 or "?" in parts.query
+    split = split or ("@" in parts.query and "@" not in parts.netloc)
+    if split or not all(map(_is_host, hosts)):
         hint = "in a user, a password or a name write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A"
         return at.wrong("is not an address of a database, or has signs in it that mean something else", hint)
     return value
+
+
+def _is_host(text: str) -> bool:
+    """A host with its port, either of which may be missing."""
+    found = _HOST.fullmatch(text)
+    return found is not None and int((found[2] or "").lstrip(":") or 0) <= PORT_MAX
 
 
 def path_in_folder(value: Any, at: Place) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import shlex
 import shutil
 import socket
 import tempfile
@@ -283,11 +284,13 @@ async def _store(database: Database) -> list[Finding]:
             return [Finding("ok", "database", f"`run` starts the embedded PostgreSQL in {embedded.data_dir()}")]
         return [Finding("ok", "database", f"the embedded PostgreSQL in {embedded.data_dir()} is running")]
     try:
-        version, grants = await missing_privileges(database.dsn)
+        version, user, grants = await missing_privileges(database.dsn)
     except StoreError as error:
         return [Finding("problem", "database", f"{error}; until then everything waits in the journal")]
     if grants:
-        return [Finding("problem", "database", f"this user may not write what it has to: {'; '.join(grants)}")]
+        remedy = f"as owner: `ingestd db grant --writer {shlex.quote(user)}`"
+        text = f"this user may not write what it has to ({remedy}): {'; '.join(grants)}"
+        return [Finding("problem", "database", text)]
     return [Finding("ok", "database", f"PostgreSQL {version}, schema up to date, may be written to")]
 
 

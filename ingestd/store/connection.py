@@ -18,6 +18,7 @@ import asyncpg
 from ingestd.errors import StoreUnavailable
 from ingestd.store.faults import translate
 from ingestd.store.migrate import check
+from ingestd.store.tls import check_files
 
 CONNECT_SECONDS_MAX = 10.0
 STATEMENT_SECONDS_MAX = 60.0
@@ -47,11 +48,12 @@ async def connect(dsn: str, name: str) -> asyncpg.Connection:
     Raises StoreUnavailable, or StoreError if the database refuses us or its schema is not the one we need.
     """
     async with faults(dsn, CONNECT_SECONDS_MAX):
+        check_files(dsn)
         try:
             connection = await asyncpg.connect(
                 dsn, timeout=CONNECT_SECONDS_MAX, server_settings={"application_name": name, **SETTINGS}
             )
-        except ValueError as error:  # a DSN that asyncpg cannot parse
+        except (ValueError, OverflowError) as error:  # a DSN that asyncpg cannot parse; a port beyond 65535
             raise translate(error, dsn) from error
         try:
             await connection.execute(PREFER_LZ4)

@@ -12,14 +12,16 @@ Unknown means kept: to reject is the only thing that cannot be made good. No mes
 
 from __future__ import annotations
 
-import os
+import re
+import ssl
 from dataclasses import dataclass
 from enum import Enum
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 
 from ingestd.errors import StoreError, StoreRejected, StoreUnavailable
+from ingestd.store.dsn import place, secrets_in
+from ingestd.store.tls import files_of
 
 
 class Cause(Enum):
@@ -33,7 +35,7 @@ class Cause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row of the table. In `message` and `hint`, {said} is the server's own sentence, {where} the database."""
+    """One row of the table. In `message`, {said} is the server's own sentence, {where} the database, {root} the CAs."""
 
     cause: Cause
     message: str
@@ -57,6 +59,40 @@ TIMED_OUT = _transient(
     "PostgreSQL at {where} did not answer in time", "is the address right, is a firewall in between?"
 )
 
+_NO_TLS = _state(
+    "PostgreSQL at {where} has no TLS, and the DSN demands it",
+    "on the server: ssl = on in postgresql.conf, with ssl_cert_file and ssl_key_file",
+)
+_TLS = _transient("TLS with PostgreSQL at {where} failed: {said}", "the server's log may say more")
+_NOT_ACCEPTED = _state(
+    "PostgreSQL at {where} does not accept this client's certificate: {said}",
+    "sslcert has to be valid, and signed by a CA in the server's ssl_ca_file",
+)
+_UNKNOWN_CA = _state(
+    "the certificate of PostgreSQL at {where} is not signed by a CA in {root}: {said}",
+    "sslrootcert in the DSN has to name the certificate of the CA that signed it",
+)
+_WRONG_HOST = _state(
+    "the certificate of PostgreSQL at {where} is not for that host: {said}",
+    "name the host in the DSN as the certificate does, or have the certificate say this name (subjectAltName)",
+)
+# OpenSSL's codes of verification (openssl-verification-options(1), x509_vfy.h).
+_VERIFICATION: dict[int, Fault] = {
+    9: _transient("the certificate of PostgreSQL at {where} is not valid yet", "is the clock of this machine right?"),
+    10: _state(
+        "the certificate of PostgreSQL at {where} has expired", "renew it on the server; is this machine's clock right?"
+    ),
+    18: _UNKNOWN_CA,  # signed by itself
+    19: _UNKNOWN_CA,
+    20: _UNKNOWN_CA,
+    21: _UNKNOWN_CA,
+    62: _WRONG_HOST,
+    64: _WRONG_HOST,  # the same of an address
+}
+_UNVERIFIED = _state(
+    "the certificate of PostgreSQL at {where} cannot be trusted: {said}", "see sslrootcert and sslcrl in the DSN"
+)
+
 _NO_SCHEMA = _state(
     "the database {where} has no ingestd schema, or another one: {said}", "run `ingestd db init`, or `ingestd db check`"
 )
@@ -72,13 +108,20 @@ FAULTS: dict[str, Fault] = {
     "23502": _DATA,
     "23514": _DATA,
     "25006": _state("the database {where} is read-only", "is it a standby? Use the address of the primary", retry=True),
-    "28": _state("PostgreSQL at {where} refuses the login: {said}", "check the user in the DSN and pg_hba.conf"),
+    "28": _state(
+        "PostgreSQL at {where} refuses the login: {said}",
+        "check the user in the DSN and pg_hba.conf; where that says cert, sslcert and sslkey in the DSN name a"
+        " certificate whose common name is the user",
+    ),
     "28P01": _state("wrong password: {said}", "set it in the DSN, in PGPASSWORD or in ~/.pgpass"),
     "3D000": _state("{said}", "create it: `createdb` with the name, or CREATE DATABASE"),
     "3F000": _NO_SCHEMA,
     "40001": _transient("another transaction got in the way at {where}: {said}"),
     "40P01": _transient("a deadlock at {where}: {said}"),
-    "42501": _state("no permission at {where}: {said}", "as owner: GRANT what is missing to this user"),
+    "42501": _state(
+        "no permission at {where}: {said}",
+        "as owner: `ingestd db grant` with --writer, --reader or both and this user's name",
+    ),
     "42703": _NO_SCHEMA,
     "42804": _NO_SCHEMA,
     "42883": _NO_SCHEMA,
@@ -131,10 +174,16 @@ def classify(error: BaseException) -> Fault:
         return UNKNOWN
     if isinstance(origin, TimeoutError):
         return TIMED_OUT
-    if isinstance(origin, ValueError):  # asyncpg's ClientConfigurationError is one, and so is a port in words.
+    if isinstance(origin, ssl.SSLCertVerificationError):  # A ValueError, too.
+        return _VERIFICATION.get(origin.verify_code, _UNVERIFIED)
+    if isinstance(origin, ssl.SSLError):
+        is_about_ours = re.search("ALERT.*(CERT|UNKNOWN_CA)", origin.reason or "")
+        return _NOT_ACCEPTED if is_about_ours else _TLS
+    # asyncpg's ClientConfigurationError is one, and so is a port in words; one beyond 65535 is the other.
+    if isinstance(origin, ValueError | OverflowError):
         return BAD_DSN
     if isinstance(origin, OSError):
-        return UNREACHABLE
+        return _NO_TLS if "rejected SSL upgrade" in str(origin) else UNREACHABLE  # asyncpg has no type for it.
     if isinstance(origin, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return BROKEN
     return UNKNOWN
@@ -143,35 +192,17 @@ def classify(error: BaseException) -> Fault:
 def translate(error: BaseException, dsn: str) -> StoreError:
     """The error as one sentence for the operator, with a hint; StoreUnavailable if trying again later is right."""
     fault = classify(error)
-    said = " ".join(str(_origin(error)).split()) or type(error).__name__
-    password = _password(dsn)
-    if password:
-        said = said.replace(password, "…")
+    origin = _origin(error)
+    said = " ".join(str(origin).split()) or type(error).__name__
+    if fault is BAD_DSN and not isinstance(origin, asyncpg.InterfaceError):
+        # Python's own words quote what they do not understand, which may be part of a password.
+        said = "it is no such address, or a port in it is no number"
+    for secret in secrets_in(dsn):
+        said = said.replace(secret, "…")
     kind = StoreUnavailable if fault.retry else StoreRejected if fault.cause is Cause.DATA else StoreError
-    return kind(fault.message.format(said=said, where=place(dsn)), fault.hint)
-
-
-def place(dsn: str) -> str:
-    """Host, port and database of a DSN for people: `db.garage:5432/telemetry`, or a folder for a Unix socket."""
-    try:
-        parts = urlsplit(dsn)
-    except ValueError:
-        return "(a DSN that cannot be parsed)"
-    query = dict(parse_qsl(parts.query))
-    host = parts.netloc.rpartition("@")[2] or query.get("host") or os.environ.get("PGHOST") or "localhost"
-    database = unquote(parts.path.lstrip("/")) or query.get("dbname") or os.environ.get("PGDATABASE", "")
-    if host.startswith("/"):
-        return f"{database} in {host}" if database else host
-    port = query.get("port") or os.environ.get("PGPORT") or "5432"
-    address = host if host.rpartition("]")[2].count(":") else f"{host}:{port}"
-    return f"{address}/{database}" if database else address
-
-
-def _password(dsn: str) -> str:
-    try:
-        parts = urlsplit(dsn)
-        return unquote(parts.netloc.rpartition("@")[0].partition(":")[2]) or dict(parse_qsl(parts.query)).get(
-            "password", ""
-        )
-    except ValueError:
-        return ""
+    files, hint = files_of(dsn), fault.hint
+    root = files.root if files is not None and files.root is not None else "the file of sslrootcert"
+    if fault is FAULTS["08"] and files is not None and files.certificate is not None:
+        # TLS 1.3: a server that does not take a client's certificate hangs up after the handshake, and says no more.
+        hint += f"; if it is not: {files.certificate} has to be valid, and signed by a CA in the server's ssl_ca_file"
+    return kind(fault.message.format(said=said, where=place(dsn), root=root), hint)

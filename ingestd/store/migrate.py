@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from ingestd.errors import StoreError
-from ingestd.store.faults import place, translate
+from ingestd.store.dsn import place
+from ingestd.store.faults import translate
+from ingestd.store.tls import check_files
 
 # Alembic and SQLAlchemy are imported where they are used: it takes 0.3 s, and most commands only check the revision.
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 VERSION_TABLE = "ingestd_version"
+# Where somebody else sees it: to_regclass does not tell what this user has no USAGE of from what is not there.
+UNSEEN = f"""
+SELECT relnamespace::regnamespace::text FROM pg_class
+WHERE relname = '{VERSION_TABLE}' AND relkind = 'r' AND NOT pg_table_is_visible(oid)
+"""
 LOCK_KEY = 0x696E67657374  # "ingest"; any number that nobody else locks.
 CONNECT_SECONDS_MAX = 10.0
 
@@ -119,10 +126,19 @@ async def check(dsn: str, connection: asyncpg.Connection | None = None) -> None:
 
     `connection` is an open one to `dsn`, to spare making another.
     """
-    found, expected = await (current(dsn) if connection is None else _current(connection)), head()
+    if connection is None:
+        async with _connection(dsn) as own:
+            await check(dsn, own)
+        return
+    found, expected = await _current(connection), head()
     if found == expected:
         return
     where = place(dsn)
+    if found is None and (schema := await connection.fetchval(UNSEEN)) is not None:
+        raise StoreError(
+            f"the schema of {where} is in {schema}, where this user does not look or may not",
+            "as owner: `ingestd db grant`; and its search_path has to name it: ALTER ROLE … SET search_path",
+        )
     if found is None:
         raise StoreError(f"the database {where} has no ingestd schema", "run `ingestd db init`")
     if found in _revisions(None):
@@ -138,13 +154,14 @@ async def check(dsn: str, connection: asyncpg.Connection | None = None) -> None:
 
 @asynccontextmanager
 async def _connection(dsn: str) -> AsyncIterator[Any]:
+    check_files(dsn)
     try:
         connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS_MAX)
         try:
             yield connection
         finally:
             await connection.close(timeout=CONNECT_SECONDS_MAX)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError, OverflowError) as error:
         raise translate(error, dsn) from error
 
 
@@ -154,6 +171,7 @@ async def _run(dsn: str, scripts: Path | None, work: Callable[[Config], None]) -
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
+    check_files(dsn)
     config = _config(scripts)
     config.attributes["version_table"] = VERSION_TABLE
 
@@ -175,7 +193,14 @@ async def _run(dsn: str, scripts: Path | None, work: Callable[[Config], None]) -
         raise StoreError(
             f"the schema of {place(dsn)} cannot be migrated: {error}", "see `ingestd db history`"
         ) from error
-    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+    except (
+        SQLAlchemyError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise translate(error, dsn) from error
     finally:
         await engine.dispose()

@@ -228,24 +228,7 @@ class Catalogue:
         is about to join. It ends with the transaction.
         """
         await self._fetch("SELECT pg_advisory_xact_lock(hashtextextended('ingestd sessions', 0))")
-        await self._fetch(
-            """
-            WITH gone AS (
-                DELETE FROM feeds WHERE sha256 = $1 AND position = 0 AND completed_utc IS NULL
-                RETURNING feed_id, session_id
-            ), others AS (
-                SELECT session_id FROM feeds WHERE feed_id NOT IN (SELECT feed_id FROM gone)
-            ), trimmed AS (
-                UPDATE sessions s SET config = jsonb_set(s.config, '{imports}', coalesce((
-                    SELECT jsonb_agg(entry) FROM jsonb_array_elements(s.config -> 'imports') entry
-                    WHERE entry ->> 'feed_id' NOT IN (SELECT feed_id FROM gone)), '[]'))
-                WHERE s.id IN (SELECT session_id FROM gone) AND s.id IN (SELECT session_id FROM others)
-            )
-            DELETE FROM sessions s
-            WHERE s.id IN (SELECT session_id FROM gone) AND s.id NOT IN (SELECT session_id FROM others)
-            """,
-            sha256,
-        )
+        await self._fetch("SELECT forget_empty_imports($1)", sha256)
 
     async def summaries(self) -> list[SessionSummary]:
         """All sessions, newest first."""

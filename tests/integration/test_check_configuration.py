@@ -148,6 +148,7 @@ def test_a_user_who_may_not_write(tmp_path: Path, migrated: str, gps: Instrument
         found = check(write(tmp_path, serial(gps.link)), "--dsn", as_user(migrated, role), exit_code=1)
         assert found["database"][0] == "problem"
         assert f"GRANT UPDATE ON feeds TO {role}; GRANT UPDATE ON sessions TO {role}" in found["database"][1]
+        assert f"as owner: `ingestd db grant --writer {role}`" in found["database"][1]
     finally:
         psql(migrated, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 

@@ -142,13 +142,15 @@ def test_a_machine_has_an_id(monkeypatch: pytest.MonkeyPatch, content: str | Non
 
 async def test_what_a_user_may_not_do_is_named(migrated: str) -> None:
     """As the statements that would help; a user who may do everything lacks nothing."""
-    version, grants = await missing_privileges(migrated)
+    version, _, grants = await missing_privileges(migrated)
     assert psql(migrated, "SHOW server_version") == version
     assert not grants
     role = f"reader_{uuid4().hex}"
     psql(migrated, f"CREATE ROLE {role} LOGIN", f"GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO {role}")
     try:
-        _, grants = await missing_privileges(as_user(migrated, role))
+        _, user, grants = await missing_privileges(as_user(migrated, role))
     finally:
         psql(migrated, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
-    assert grants == [f"GRANT UPDATE ON feeds TO {role}", f"GRANT UPDATE ON sessions TO {role}"]
+    assert user == role
+    execute = f"GRANT EXECUTE ON FUNCTION forget_empty_imports(text) TO {role}"
+    assert grants == [f"GRANT UPDATE ON feeds TO {role}", f"GRANT UPDATE ON sessions TO {role}", execute]

@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy.exc import InvalidRequestError
 
 from ingestd.errors import StoreError, StoreRejected, StoreUnavailable
-from ingestd.store.faults import Cause, classify, place, translate
+from ingestd.store.dsn import place, secrets_in, without_secrets
+from ingestd.store.faults import Cause, classify, translate
 
 DSN = "postgresql://me:s3cret@db.garage/telemetry"
 
@@ -30,7 +31,7 @@ def server_error(code: str, message: str = "said so") -> asyncpg.PostgresError:
         ("28P01", Cause.STATE, False, "pgpass"),
         ("3D000", Cause.STATE, False, "createdb"),
         ("40P01", Cause.TRANSIENT, True, ""),
-        ("42501", Cause.STATE, False, "GRANT"),
+        ("42501", Cause.STATE, False, "ingestd db grant"),
         ("42P01", Cause.STATE, False, "ingestd db init"),
         ("53100", Cause.STATE, True, "free space"),
         ("53300", Cause.TRANSIENT, True, "max_connections"),
@@ -82,7 +83,7 @@ def test_an_address_that_cannot_be_parsed_has_a_place() -> None:
     broken = "postgresql://me:s3cret@[::1/telemetry"
     assert place(broken) == "(a DSN that cannot be parsed)"
     translated = translate(ValueError("invalid DSN"), broken)
-    assert "cannot be used: invalid DSN" in str(translated)
+    assert "cannot be used: it is no such address" in str(translated)
     assert "s3cret" not in str(translated)
 
 
@@ -100,6 +101,39 @@ def test_the_place_of_a_database(monkeypatch: pytest.MonkeyPatch, dsn: str, said
     for name in ("PGHOST", "PGPORT", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
     assert place(dsn) == said
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:s3cret/more@db/x",
+        "postgresql://me:s3cret?more@db/x",
+        "postgresql://me:12?s3cret@db/x",
+        "postgresql://me:s3cret#more@db/x",
+        "postgresql://me:s3cret#more",
+        "postgresql://me:[s3cret]@db/x",
+        "postgresql://me:s3cret℀@db/x",
+        "mysql://me:s3cret/more@db/x",
+        "host=db password=s3cret",
+        "postgresql://db/x?password=more&s3cret",
+    ],
+)
+def test_a_password_with_signs_that_mean_something_else(dsn: str) -> None:
+    """Nothing of it is shown, wherever the signs have moved it to, whatever Python's own words quote."""
+    quoting = ValueError(f"invalid literal for int() with base 10: '{dsn}'")
+    assert "s3cret" not in str(translate(quoting, dsn))
+    assert "s3cret" not in place(dsn)
+
+
+def test_a_dsn_without_its_passwords() -> None:
+    """The rest stays to the letter, and every form of a password is known, so that it can be kept out of messages."""
+    dsn = "postgresql://m%40e:h%75sh@db:1/x?sslmode=verify-full&sslpassword=o+pen%21&password=2nd&sslkey=/k%20ey"
+    assert without_secrets(dsn) == ("postgresql://m%40e@db:1/x?sslmode=verify-full&sslkey=/k%20ey", "hush")
+    assert without_secrets("postgresql://me@db/x?password=a%25+b")[1] == "a% b"
+    for bare in ("postgresql:///x?host=/run/postgresql", "postgresql://me@/x", "postgresql://me@db", "postgresql://"):
+        assert without_secrets(bare) == (bare, None)
+    assert set(secrets_in(dsn)) == {"h%75sh", "hush", "o+pen%21", "o+pen!", "o pen!", "2nd"}
+    assert secrets_in("postgresql://me@db/x") == []
 
 
 def test_no_message_shows_a_password() -> None:
