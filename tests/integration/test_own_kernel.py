@@ -35,7 +35,7 @@ def test_in_a_kernel_of_its_own(folder: str, options: list[str]) -> None:
     if check.returncode:
         without_harness(check.stderr.strip() or check.stdout.strip())
     command = [WITH_CAN, *options, "--seconds", str(SECONDS_MAX), "--"]
-    command += [sys.executable, "-m", "pytest", "-sv", "--color=no", "-p", "no:cacheprovider", folder]
+    command += [sys.executable, "-m", "pytest", "-sv", "--color=no", "-p", "no:cacheprovider", "--durations=8", folder]
     run = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS_MAX + 20
     )
