@@ -311,7 +311,7 @@ def test_passwords_are_not_shown(tmp_path: Path) -> None:
 
 
 def test_what_is_described_holds_no_secret(tmp_path: Path) -> None:
-    """A parameter of a DSN that nobody knows is left out, an option of a driver that is called like a secret is masked."""
+    """A parameter of a DSN that nobody knows is left out, an option that is called like a secret is masked."""
     content = MINIMAL.replace("telemetry", "telemetry?passwrod=hunter2&application_name=car")
     content += 'interface = "slcan"\noptions = { listen_only = true, authToken = "hunter2", passive = "yes" }\n'
     described = describe(load(tmp_path, content))
