@@ -80,12 +80,11 @@ def service_install(root: Path | None, program: Path | None) -> None:
         if any(path.name in UNITS for path in changed):
             out.print("the service runs on as it was; `systemctl restart ingestd` when a gap of some seconds suits")
         return
-    dsn = Path("/", DSN)
     try:
-        load_config(configuration, dsn=dsn.read_text(encoding="utf-8").strip() or None if dsn.exists() else None)
+        load_config(configuration)
     except ConfigError as error:
         out.print(f"enabled, not started: {error.args[0]}")
-        out.print(f"When that is in order (the DSN may be a line of its own in {dsn}): systemctl start ingestd")
+        out.print(f"When that is in order (the DSN may be alone in {Path('/', DSN)}): systemctl start ingestd")
         return
     _call("systemctl", "start", "ingestd.service")
     out.print(f"started: {_show('ingestd.service')['StatusText']}")

@@ -248,7 +248,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read the file. A `dsn`, else INGESTD_DSN, else the credential of systemd goes before the database of the file.
+    """Read the file. A `dsn`, else INGESTD_DSN, else a file that holds one alone goes before its database.
 
     Raises ConfigError with one line for every mistake.
     """
@@ -258,7 +258,7 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
     if at.mistakes:  # The readers' own messages would show the numbers.
         raise ConfigError(f"{path}: {at.mistakes[0]}")
     config: Config = table(Config, _check_all)(raw, at)
-    override, where = (dsn, "--dsn") if dsn else _dsn_of(environment, at)
+    override, where = (dsn, "--dsn") if dsn else _dsn_of(path, environment, at)
     if override:
         postgres_dsn(override, Place(where, at.folder, at.mistakes))
     else:
@@ -275,21 +275,29 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
     return config
 
 
-def _dsn_of(environment: Mapping[str, str], at: Place) -> tuple[str, str]:
-    """The DSN of the environment, else of the credential that systemd has put into a file for us; "" where none is."""
+def _dsn_of(path: Path, environment: Mapping[str, str], at: Place) -> tuple[str, str]:
+    """The DSN of the environment, else of a file that holds nothing else, and what to call it; "" where none is.
+
+    That file is a credential that systemd has made for us, else one beside the configuration, of which it makes those.
+    """
     if environment.get("INGESTD_DSN"):
         return environment["INGESTD_DSN"], "INGESTD_DSN"
-    folder = environment.get("CREDENTIALS_DIRECTORY")  # systemd.exec(5), LoadCredential=
-    if not folder:
-        return "", ""
-    path, where = Path(folder) / CREDENTIAL, f"the credential {CREDENTIAL}"
-    try:
-        return path.read_text(encoding="utf-8").strip(), where
-    except FileNotFoundError:
-        return "", ""
-    except (OSError, UnicodeDecodeError):
-        Place(where, at.folder, at.mistakes).wrong("cannot be read", "it is one line of UTF-8, the DSN")
-        return "", ""
+    beside = path.with_suffix(".dsn")
+    places = {f"{beside.name} beside it": beside}
+    if folder := environment.get("CREDENTIALS_DIRECTORY"):  # systemd.exec(5), LoadCredential=
+        places = {f"the credential {CREDENTIAL}": Path(folder) / CREDENTIAL} | places
+    for where, file in places.items():
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8"
+            Place(where, at.folder, at.mistakes).wrong(f"cannot be read: {reason}", "it is one line, the DSN")
+            return "", ""
+        if text:
+            return text, where
+    return "", ""
 
 
 def control_socket(control: Control, journal: Path) -> Path:

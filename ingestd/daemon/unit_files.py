@@ -15,7 +15,7 @@ SERIAL_GROUP = "dialout"
 SERIAL_GROUPS = (SERIAL_GROUP, "uucp")  # of Debian, Fedora, openSUSE; of Arch and Gentoo
 UNITS = ("ingestd.service", "ingestd@.service")
 CONFIGURATION = Path("etc/ingestd/ingestd.toml")
-DSN = Path("etc/ingestd/dsn")
+DSN = Path("etc/ingestd/ingestd.dsn")
 
 # From the folder of ours to that of the system: an administrator's, and a package's, before which the former goes.
 FOLDERS = {

@@ -13,7 +13,7 @@ from tests.recorder import SECONDS_MAX, Instrument, Recorder, lines_of
 
 STATE = Path("/var/lib/ingestd")
 CONFIGURATION = Path("/etc/ingestd/ingestd.toml")
-DSN = Path("/etc/ingestd/dsn")
+DSN = Path("/etc/ingestd/ingestd.dsn")
 NAME = "ingestd.service"
 
 

@@ -288,7 +288,26 @@ def test_a_credential_of_systemd(tmp_path: Path) -> None:
     assert said.startswith("the credential ingestd.dsn: is not an address")
     assert "hush" not in said
     credential.write_bytes(b"\xff")
-    assert "the credential ingestd.dsn: cannot be read" in mistake(tmp_path, MINIMAL, environment=environment)
+    said = mistake(tmp_path, MINIMAL, environment=environment)
+    assert said.startswith("the credential ingestd.dsn: cannot be read: it is no UTF-8")
+
+
+def test_a_dsn_beside_the_configuration(tmp_path: Path) -> None:
+    """It goes before the file and behind the credential; an empty credential, which a unit has without it, is none."""
+    beside = tmp_path / "car.dsn"
+    beside.write_text("postgresql://beside/x\n")
+    assert load(tmp_path, MINIMAL).database.dsn == "postgresql://beside/x"
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "ingestd.dsn").write_text(" ")
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path / "secrets")}
+    assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://beside/x"
+    (tmp_path / "secrets" / "ingestd.dsn").write_text("postgresql://credential/x")
+    assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://credential/x"
+    beside.write_text("x")
+    assert mistake(tmp_path, MINIMAL).startswith("car.dsn beside it: is not an address")
+    beside.unlink()
+    beside.mkdir()
+    assert mistake(tmp_path, MINIMAL).startswith("car.dsn beside it: cannot be read: Is a directory")
 
 
 @pytest.mark.parametrize("password", ["hunter#2", "hunter/2", "hunter?2@", "hun@ter/2@"])
