@@ -112,7 +112,9 @@ def assert_silent(told: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "given"), [("netloc", "file"), ("query", "environment"), ("key", "credential")])
+@pytest.mark.parametrize(
+    ("way", "given"), [("netloc", "file"), ("query", "environment"), ("key", "credential"), ("netloc", "beside")]
+)
 def test_a_daemon_keeps_it(
     server: TlsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, given: str
 ) -> None:
@@ -120,14 +122,17 @@ def test_a_daemon_keeps_it(
     dsn = dsn_of(server, way)
     device = Instrument(tmp_path / "instrument")
     device.start()
-    # What the environment and the credential say goes before the file.
+    # Each of the others goes before the file.
     daemon = Recorder(tmp_path, dsn if given == "file" else "postgresql://nobody@/none", lines_of(device) + MASKED,
                       changes=VERBOSE)  # fmt: skip
     if given == "environment":
         monkeypatch.setenv("INGESTD_DSN", dsn)
     elif given == "credential":
-        (tmp_path / "ingestd.dsn").write_text(dsn + "\n")
-        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        (tmp_path / "credentials").mkdir()
+        (tmp_path / "credentials" / "ingestd.dsn").write_text(dsn + "\n")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    elif given == "beside":
+        daemon.config.with_suffix(".dsn").write_text(dsn + "\n")
     try:
         daemon.start()
         is_listening(daemon)
@@ -181,7 +186,7 @@ def test_a_daemon_that_is_refused(server: TlsServer, tmp_path: Path) -> None:
             daemon.config.write_text(text)
             refused = ingestd("reload", "-c", daemon.config, exit_code=2)
             told[wrong] = refused.stderr
-        daemon.stop()
+        daemon.kill()  # It would wait for the database, to the end of its grace.
         told["log"] = daemon.log()
         assert_silent(told)
     finally:

@@ -329,6 +329,23 @@ def test_passwords_are_not_shown(tmp_path: Path) -> None:
         assert "hunter" not in shown
 
 
+def test_what_is_described_holds_no_secret(tmp_path: Path) -> None:
+    """A parameter of a DSN that nobody knows is left out, an option that is called like a secret is masked."""
+    content = MINIMAL.replace("telemetry", "telemetry?passwrod=hunter2&application_name=car")
+    content += 'interface = "slcan"\noptions = { listen_only = true, authToken = "hunter2", passive = "yes" }\n'
+    described = describe(load(tmp_path, content))
+    assert described["database"]["dsn"] == "postgresql://db/telemetry?application_name=car"
+    assert described["can"][0]["options"] == {"listen_only": True, "authToken": "…", "passive": "yes"}
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://u:a@b@db/x", "postgresql://u:1?b@db/x", "postgresql://u@db:65536/x"])
+def test_a_dsn_with_signs_that_mean_something_else(tmp_path: Path, dsn: str) -> None:
+    """It is refused, not shown, and how to write such signs is said."""
+    said = mistake(tmp_path, MINIMAL.replace("postgresql://db/telemetry", dsn))
+    assert "@ as %40" in said
+    assert dsn not in said
+
+
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
