@@ -246,9 +246,7 @@ def _raise_receive_buffers() -> None:
     try:
         RMEM_MAX.write_text(str(wanted))
     except OSError as error:
-        warn(
-            f"net.core.rmem_max stays {found}, smaller than {wanted}: {error.strerror}; a container's host has to set it"
-        )
+        warn(f"net.core.rmem_max stays {found}, smaller than {wanted}: {error.strerror} (in a container: its host's)")
 
 
 def _rmem_max() -> int | None:
