@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ingestd.cli.console import Listing, err, json_option, moment, out, warn
 from ingestd.cli.journal_export import Told, candump, jsonl
-from ingestd.config import journal_folder, load_config
+from ingestd.config import existing_journal, load_config
 from ingestd.errors import UsageError
 from ingestd.model import ClockState
 
@@ -48,7 +48,7 @@ def folder_of(path: Path | None, config: Path | None) -> Path:
         raise UsageError("a PATH and -c name a journal each", "leave one of the two out")
     if config is not None:
         return load_config(config, dsn=ANY_DATABASE).journal.path
-    return journal_folder() if path is None else path
+    return existing_journal() if path is None else path
 
 
 @click.group("journal")

@@ -99,7 +99,8 @@ def service_uninstall(root: Path | None) -> None:
         wanted = {path.name for path in Path("/etc/systemd/system").glob("*.wants/ingestd*.service")}
         if enabled := sorted(wanted & {UNITS[0]} | {name for name in wanted if name.startswith("ingestd@")}):
             _call("systemctl", "disable", "--now", "--quiet", *enabled)
-        _call("systemctl", "stop", UNITS[0], "ingestd@*.service")
+        if Path("/etc/systemd/system", UNITS[0]).exists():
+            _call("systemctl", "stop", UNITS[0], "ingestd@*.service")
     for file in files(PROGRAM, for_package=root is not None):
         path = Path(root or "/", file.path)
         if path.exists():
@@ -123,7 +124,7 @@ def service_status(as_json: bool) -> None:
     states = {str(Path("/", file.path)): _state(Path("/", file.path), file.text) for file in placed}
     shown = _show("ingestd.service")
     others = _instances()
-    rmem_max, wanted = int(RMEM_MAX.read_text()), _wanted_receive_buffer()
+    rmem_max, wanted = _rmem_max(), _wanted_receive_buffer()
     is_well = shown["ActiveState"] == "active" and all(state == "in place" for state in states.values())
     if as_json:
         said = {"service": shown, "instances": others, "files": states, "rmem_max": rmem_max, "ok": is_well}
@@ -142,8 +143,9 @@ def service_status(as_json: bool) -> None:
         for name, state in others.items():
             table.add(name, state)
         table.add("program", program)
-        smaller = "" if rmem_max >= wanted else f": smaller than {wanted}, `ingestd service install` raises it"
-        table.add("net.core.rmem_max", f"{rmem_max}{smaller}")
+        if rmem_max is not None:
+            smaller = "" if rmem_max >= wanted else f": smaller than {wanted}, `ingestd service install` raises it"
+            table.add("net.core.rmem_max", f"{rmem_max}{smaller}")
         for path, state in states.items():
             table.add(path, state)
         out.print(table)
@@ -238,9 +240,18 @@ def _wanted_receive_buffer() -> int:
 
 def _raise_receive_buffers() -> None:
     """Now, and not at the next boot. Never lowered: somebody may have given it more."""
-    wanted = _wanted_receive_buffer()
-    if int(RMEM_MAX.read_text()) < wanted:
+    wanted, found = _wanted_receive_buffer(), _rmem_max()
+    if found is None or found >= wanted:
+        return
+    try:
         RMEM_MAX.write_text(str(wanted))
+    except OSError as error:
+        warn(f"net.core.rmem_max stays {found}, smaller than {wanted}: {error.strerror} (in a container: its host's)")
+
+
+def _rmem_max() -> int | None:
+    """What the kernel allows; None in a container that is not to know."""
+    return int(RMEM_MAX.read_text()) if RMEM_MAX.exists() else None
 
 
 def _call(*command: str) -> str:

@@ -51,9 +51,8 @@ from ingestd.config.tables import DatabaseFile, database_file, table, tables
 from ingestd.errors import ConfigError
 
 __all__ = ["Address", "Batch", "Can", "Config", "Control", "Database", "DatabaseFile", "Filter", "Http", "Journal",
-           "Serial", "Session", "control_socket", "describe", "find_control_socket", "likely_control_socket",
-           "load_config",
-           "protocol_options"]  # fmt: skip
+           "Serial", "Session", "control_socket", "describe", "existing_journal", "find_control_socket",
+           "likely_control_socket", "load_config", "protocol_options"]  # fmt: skip
 
 # What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself
 # would import it, which takes longer than all the rest of the start.
@@ -73,6 +72,7 @@ SHOWN = frozenset({
 SECRET = re.compile(r"pass(?!ive)|pwd|secret|token|credential|auth|api_?key|private", re.IGNORECASE)
 HIDDEN = "…"
 CREDENTIAL = "ingestd.dsn"  # of systemd, for a DSN that nobody else is to read
+SERVICE_JOURNAL = Path("/var/lib/ingestd/journal")  # of systemd/ingestd.service, and of root
 INTERFACE_NAME_BYTES_MAX = 15  # IFNAMSIZ of the kernel, without its NUL
 
 
@@ -82,8 +82,16 @@ def journal_folder() -> Path:
     if home:
         return Path(home).expanduser().absolute() / "journal"
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        return Path("/var/lib/ingestd/journal")
+        return SERVICE_JOURNAL
     return Path(platformdirs.user_data_dir("ingestd", appauthor=False)) / "journal"
+
+
+def existing_journal() -> Path:
+    """The default journal of who looks and does not record: that of the machine's service, for who has none."""
+    own = journal_folder()
+    if "INGESTD_HOME" in os.environ or os.access(own, os.F_OK) or not os.access(SERVICE_JOURNAL, os.F_OK):
+        return own
+    return SERVICE_JOURNAL
 
 
 def can_interface(value: Any, at: Place) -> Any:
@@ -312,7 +320,7 @@ def find_control_socket(path: Path | None) -> Path:
     ConfigError.
     """
     if path is None:
-        return control_socket(Control(), journal_folder())
+        return control_socket(Control(), existing_journal())
     return _control_socket_in(_read_toml(path), path)
 
 
@@ -339,7 +347,7 @@ def _control_socket_in(raw: dict[str, Any], path: Path) -> Path:
     at = Place("", path.absolute().parent, [])
     control = table(Control)(raw.get("control", {}), at / "control")
     folder = raw.get("journal", {}).get("path") if isinstance(raw.get("journal", {}), dict) else None
-    journal = journal_folder() if folder is None else path_in_folder(folder, at / "journal" / "path")
+    journal = existing_journal() if folder is None else path_in_folder(folder, at / "journal" / "path")
     if at.mistakes:
         raise ConfigError(f"{path}: {at.mistakes[0]}")
     return control_socket(control, journal)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from ingestd import config as configuration
-from ingestd.config import Address, Config, Filter, describe, load_config
+from ingestd.config import Address, Config, Filter, describe, existing_journal, find_control_socket, load_config
 from ingestd.config.readers import BAD, Place
 from ingestd.config.serial_lines import CHECKSUMS, PROTOCOLS
 from ingestd.config.tables import DATABASE_SUFFIXES
@@ -531,3 +531,23 @@ def test_mistakes_in_the_keys_of_a_protocol(tmp_path: Path, keys: str, said: str
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, f"database.dsn = 'postgresql:///x'\n[[serial]]\nname = 'g'\nport = 'p'\n{keys}")
     assert said in str(caught.value)
+
+
+def test_who_has_no_journal_means_the_machines_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look, not to record; one's own goes before it, and so does a place that was named."""
+    own, service = tmp_path / "own" / "journal", tmp_path / "service" / "journal"
+    monkeypatch.delenv("INGESTD_HOME", raising=False)
+    monkeypatch.setattr("ingestd.config.journal_folder", lambda: own)
+    monkeypatch.setattr("ingestd.config.SERVICE_JOURNAL", service)
+    assert existing_journal() == own
+    service.mkdir(parents=True)
+    assert existing_journal() == service
+    assert find_control_socket(None) == tmp_path / "service" / "journal.sock"
+    path = tmp_path / "car.toml"
+    path.write_text(MINIMAL)
+    assert find_control_socket(path) == tmp_path / "service" / "journal.sock"
+    own.mkdir(parents=True)
+    assert existing_journal() == own
+    own.rmdir()
+    monkeypatch.setenv("INGESTD_HOME", str(tmp_path))
+    assert existing_journal() == own

@@ -56,18 +56,11 @@ SECOND_BOOT = 1 << 32  # where the numbers of the second boot begin
 SOURCES = """
 [[can]]
 name = "can0"
-dbc = ["car.dbc"]
+dbc = ["bus.dbc"]
 [[serial]]
 name = "imu"
 port = "/dev/instruments/imu"
 protocol = "lines"
-"""
-DBC = """VERSION ""
-NS_ :
-BS_:
-BU_: ECM
-BO_ 291 Counter: 8 ECM
- SG_ Number : 0|32@1+ (1,0) [0|0] "" ECM
 """
 RULE = 'SUBSYSTEM=="tty", ATTRS{idVendor}=="0403", ATTRS{serial}=="FT9XYZ12", SYMLINK+="instruments/imu"\n'
 SENDER = "[Match]\nName=can1\n[CAN]\nBitRate=500K\n[Link]\nRequiredForOnline=no\n"
@@ -90,7 +83,7 @@ def install() -> None:
     check("installed, enabled, and not started before it is configured", "enabled, not started" in said, said)
     dsn = CONFIGURATION.with_suffix(".dsn")
     dsn.write_text(f"{DSN}\n")
-    (CONFIGURATION.parent / "car.dbc").write_text(DBC)
+    (CONFIGURATION.parent / "bus.dbc").write_text((SHARE / "bus.dbc").read_text())
     template = CONFIGURATION.read_text()
     CONFIGURATION.write_text(template.partition("[[can]]")[0] + SOURCES)
     for path in CONFIGURATION.parent.iterdir():
@@ -239,15 +232,16 @@ def live(host: Host, bus: Bus) -> None:
     wait_until(lambda: "link up source=imu" in since(mark), "started: link up")
     host.ask("talk")
     bus.send(200)
-    CONFIGURATION.write_text(CONFIGURATION.read_text() + '[[can]]\nname = "can9"\ndbc = ["car.dbc"]\n')
+    CONFIGURATION.write_text(CONFIGURATION.read_text() + '[[can]]\nname = "can9"\ndbc = ["bus.dbc"]\n')
     run("systemctl", "reload", "ingestd")
     wait_until(lambda: "of 3 sources up" in show("StatusText"), "reloaded, with one more source")
     CONFIGURATION.write_text(CONFIGURATION.read_text().partition('[[can]]\nname = "can9"')[0])
     run("systemctl", "reload", "ingestd")
     with urllib.request.urlopen(f"{HTTP}/ready", timeout=60) as answer:
         check("GET /ready", answer.status == 200)
-    said = as_user("kim", INGESTD, "sessions", "mark", "-c", CONFIGURATION, "by kim")
-    check("a member of the group marks the session", "error" not in said, said)
+    for which in ((), ("-c", CONFIGURATION)):
+        said = as_user("kim", INGESTD, "sessions", "mark", *which, "by kim")
+        check(f"a member of the group marks the session{' by its file' if which else ''}", "marked in" in said, said)
     said = as_user("lee", INGESTD, "sessions", "mark", "--socket", f"{JOURNAL}.sock", "by lee", exit_code=None)
     check("somebody else may not", "may not be asked" in said, said)
     run("systemctl", "restart", "postgresql")
@@ -371,6 +365,8 @@ def after_the_cut(host: Host) -> None:
     missing = sum(after - number > 1 for number, after in zip(sorted(lines), sorted(lines)[1:], strict=False))
     check(f"line: interrupted {missing} times, at most as often as nobody listened", missing <= 3, missing)
     run(INGESTD, "journal", "verify", JOURNAL)
+    run(INGESTD, "service", "uninstall")
+    check("service uninstall", show("LoadState") == "not-found")
 
 
 def main() -> None:
