@@ -91,11 +91,17 @@ class Host:
                 self._synced[source] = max(self._synced.get(source, 0), int(frames))
                 return None
             case "cut", (seconds,):
-                threading.Timer(float(seconds), self._machine.do, ("system_reset",)).start()
+                threading.Timer(float(seconds), self.cut).start()
                 return None
             case _:
                 return None  # What a cut broke off.
         return str(self._instrument.said)
+
+    def cut(self) -> None:
+        """The power goes, the adapter's too: one that talks while the machine boots brings this QEMU to a standstill."""
+        self._machine.do("system_reset")
+        self._instrument.may_talk.clear()
+        self._machine.do("device_del", event="DEVICE_DELETED", id=ADAPTER["id"])
 
 
 def main() -> None:
