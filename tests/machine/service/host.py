@@ -98,7 +98,7 @@ class Host:
         return str(self._instrument.said)
 
     def cut(self) -> None:
-        """The power goes, the adapter's too: one that talks while the machine boots brings this QEMU to a standstill."""
+        """The power goes, the adapter's too: one that talks while the machine boots can bring QEMU to a standstill."""
         self._machine.do("system_reset")
         self._instrument.may_talk.clear()
         self._machine.do("device_del", event="DEVICE_DELETED", id=ADAPTER["id"])
