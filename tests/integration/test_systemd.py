@@ -123,7 +123,7 @@ def test_where_serial_lines_belong_to_another_group() -> None:
     """Arch calls it uucp; then so do the unit and the user."""
     texts = {str(file.path): file.text for file in files(Path("/bin/x"), for_package=False, serial_group="uucp")}
     assert "SupplementaryGroups=uucp\n" in texts["etc/systemd/system/ingestd.service"]
-    assert "g uucp -\nm ingestd uucp\n" in texts["etc/sysusers.d/ingestd.conf"]
+    assert "m ingestd uucp\n" in texts["etc/sysusers.d/ingestd.conf"]
 
 
 def test_a_program_that_the_service_could_not_see() -> None:
