@@ -97,6 +97,7 @@ class Snapshot:
     journal: JournalNumbers
     store: StoreNumbers
     trouble: Mapping[str, str] = field(default_factory=dict)  # what is wrong that keeps nobody from recording, in words
+    recovered: bool = True  # until then the books are of this process alone
 
 
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:

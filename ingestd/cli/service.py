@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import itertools
 import json
 import os
 import shutil
@@ -139,7 +140,7 @@ def service_status(as_json: bool) -> None:
             table.add(
                 "since", f"{shown['ActiveEnterTimestamp']}, restarts {shown['NRestarts']}, process {shown['MainPID']}"
             )
-        table.add("status", shown["StatusText"])
+            table.add("status", shown["StatusText"])
         for name, state in others.items():
             table.add(name, state)
         table.add("program", program)
@@ -211,17 +212,24 @@ def _write(root: Path, wanted: Sequence[SystemFile]) -> list[Path]:
         if state == "in place":
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        if state != "missing":
-            before = path.with_name(f"{path.name}.before")
+        if state == "missing":
+            out.print(f"wrote {path}")
+        else:
+            before = _unused(path)
             path.replace(before)
-            warn(f"{path} was not as this release has it; it is now {before.name} (changes belong in a drop-in)")
+            out.print(f"wrote {path}; as it was: {before.name} (changes belong in a drop-in)")
         path.write_text(file.text, encoding="utf-8")
         path.chmod(0o644)
-        out.print(f"wrote {path}")
         changed.append(path)
     if not changed:
         out.print("all files are in place")
     return changed
+
+
+def _unused(path: Path) -> Path:
+    """A name beside a file that nothing has yet, and that nobody reads."""
+    names = (path.with_name(f"{path.name}.before{number or ''}") for number in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _write_if_absent(path: Path, text: str) -> bool:

@@ -71,8 +71,10 @@ SHOWN = frozenset({
 # Options go to drivers and plug-ins as they are; what is called like this stays between the file and them.
 SECRET = re.compile(r"pass(?!ive)|pwd|secret|token|credential|auth|api_?key|private", re.IGNORECASE)
 HIDDEN = "…"
+ONE_LINE = "it is one line, the DSN"
 CREDENTIAL = "ingestd.dsn"  # of systemd, for a DSN that nobody else is to read
-SERVICE_JOURNAL = Path("/var/lib/ingestd/journal")  # of systemd/ingestd.service, and of root
+SERVICE_CONFIGURATIONS = Path("/etc/ingestd")  # ingestd.toml of systemd/ingestd.service, NAME.toml of ingestd@NAME
+SERVICE_JOURNAL = Path("/var/lib/ingestd/journal")  # of the former, and of root; the latter's is ingestd-NAME/journal
 INTERFACE_NAME_BYTES_MAX = 15  # IFNAMSIZ of the kernel, without its NUL
 
 
@@ -86,10 +88,18 @@ def journal_folder() -> Path:
     return Path(platformdirs.user_data_dir("ingestd", appauthor=False)) / "journal"
 
 
+def journal_for(configuration: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """The journal of a configuration that names none, whoever asks: in /etc/ingestd it is that of the unit."""
+    if environment.get("INGESTD_HOME") or configuration.absolute().parent != SERVICE_CONFIGURATIONS:
+        return journal_folder()
+    instance = "" if configuration.stem == "ingestd" else f"-{configuration.stem}"
+    return SERVICE_JOURNAL.parent.with_name(f"{SERVICE_JOURNAL.parent.name}{instance}") / SERVICE_JOURNAL.name
+
+
 def existing_journal() -> Path:
     """The default journal of who looks and does not record: that of the machine's service, for who has none."""
     own = journal_folder()
-    if "INGESTD_HOME" in os.environ or os.access(own, os.F_OK) or not os.access(SERVICE_JOURNAL, os.F_OK):
+    if os.environ.get("INGESTD_HOME") or os.access(own, os.F_OK) or not os.access(SERVICE_JOURNAL, os.F_OK):
         return own
     return SERVICE_JOURNAL
 
@@ -266,17 +276,23 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
     if at.mistakes:  # The readers' own messages would show the numbers.
         raise ConfigError(f"{path}: {at.mistakes[0]}")
     config: Config = table(Config, _check_all)(raw, at)
+    mistakes_count = len(at.mistakes)
     override, where = (dsn, "--dsn") if dsn else _dsn_of(path, environment, at)
     if override:
         postgres_dsn(override, Place(where, at.folder, at.mistakes))
-    else:
+    elif len(at.mistakes) == mistakes_count:  # One that cannot be read may be all that is wrong.
         given = raw.get("database", {})
         if isinstance(given, dict) and "dsn" not in given and not given.get("embedded"):
-            (at / "database" / "dsn").wrong("there is no database", "set it, or INGESTD_DSN, or embedded = true")
+            (at / "database" / "dsn").wrong(
+                "there is no database", f"set it, or {path.with_suffix('.dsn').name}, INGESTD_DSN, or embedded = true"
+            )
     if len(at.mistakes) == 1:
         raise ConfigError(f"{path}: {at.mistakes[0]}")
     if at.mistakes:
         raise ConfigError("\n  ".join([f"{path}: {len(at.mistakes)} mistakes", *at.mistakes]))
+    if "path" not in raw.get("journal", {}):
+        journal = msgspec.structs.replace(config.journal, path=journal_for(path, environment))
+        config = msgspec.structs.replace(config, journal=journal)
     if override:
         database = msgspec.structs.replace(config.database, dsn=override, embedded=False)
         config = msgspec.structs.replace(config, database=database)
@@ -286,25 +302,35 @@ def load_config(path: Path, *, dsn: str | None = None, environment: Mapping[str,
 def _dsn_of(path: Path, environment: Mapping[str, str], at: Place) -> tuple[str, str]:
     """The DSN of the environment, else of a file that holds nothing else, and what to call it; "" where none is.
 
-    That file is a credential that systemd has made for us, else one beside the configuration, of which it makes those.
+    That file is beside the configuration. Where it is not for us, systemd may have made a credential of it.
     """
     if environment.get("INGESTD_DSN"):
         return environment["INGESTD_DSN"], "INGESTD_DSN"
     beside = path.with_suffix(".dsn")
     places = {f"{beside.name} beside it": beside}
     if folder := environment.get("CREDENTIALS_DIRECTORY"):  # systemd.exec(5), LoadCredential=
-        places = {f"the credential {CREDENTIAL}": Path(folder) / CREDENTIAL} | places
+        places[f"the credential {CREDENTIAL}"] = Path(folder) / CREDENTIAL
+    refused: tuple[str, str, str] | None = None
     for where, file in places.items():
         try:
-            text = file.read_text(encoding="utf-8").strip()
+            lines = file.read_text(encoding="utf-8").split("\n")
         except FileNotFoundError:
             continue
+        except PermissionError:
+            refused = where, "cannot be read: Permission denied", "it is for root and the group ingestd, mode 640"
+            continue
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8"
-            Place(where, at.folder, at.mistakes).wrong(f"cannot be read: {reason}", "it is one line, the DSN")
-            return "", ""
-        if text:
+            refused = where, f"cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}", ONE_LINE
+            break
+        text, *more = [line.strip() for line in lines if line.strip()] or [""]
+        if text and not more:
             return text, where
+        if more or file == beside:  # A unit has an empty credential where there is no such file.
+            refused = where, "has more than one line" if more else "is empty", ONE_LINE
+            break
+    if refused is not None:
+        where, reason, hint = refused
+        Place(where, at.folder, at.mistakes).wrong(reason, hint)
     return "", ""
 
 
@@ -347,7 +373,7 @@ def _control_socket_in(raw: dict[str, Any], path: Path) -> Path:
     at = Place("", path.absolute().parent, [])
     control = table(Control)(raw.get("control", {}), at / "control")
     folder = raw.get("journal", {}).get("path") if isinstance(raw.get("journal", {}), dict) else None
-    journal = existing_journal() if folder is None else path_in_folder(folder, at / "journal" / "path")
+    journal = journal_for(path) if folder is None else path_in_folder(folder, at / "journal" / "path")
     if at.mistakes:
         raise ConfigError(f"{path}: {at.mistakes[0]}")
     return control_socket(control, journal)

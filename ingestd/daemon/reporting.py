@@ -44,8 +44,9 @@ def unready(snapshot: Snapshot) -> dict[str, str]:
 def status_line(now: Snapshot, before: Snapshot, seconds: float) -> str:
     """How it goes, for people: sources, frames a second since `before`, backlog, database, and what else is wrong."""
     said = [_sources(now)]
-    received = sum(books.received for books in now.books.values())
-    said.append(f"{max(received - sum(books.received for books in before.books.values()), 0) / seconds:,.0f} frames/s")
+    if now.recovered == before.recovered:  # Else the books have just got what earlier runs received.
+        received = _received(now) - _received(before)
+        said.append(f"{max(received, 0) / seconds:,.0f} frames/s")
     pending = sum(books.pending for books in now.books.values())
     said.append(
         f"backlog {pending:,} frames, {_duration(now.journal.oldest_pending_seconds)}" if pending else "no backlog"
@@ -61,6 +62,10 @@ def status_line(now: Snapshot, before: Snapshot, seconds: float) -> str:
         said.insert(0, f"BOOKS NOT BALANCED: {', '.join(unbalanced)}")
     said += [f"{what}: {_short(reason)}" for what, reason in sorted(trouble.items())]
     return "; ".join(said)
+
+
+def _received(snapshot: Snapshot) -> int:
+    return sum(books.received for books in snapshot.books.values())
 
 
 def _sources(now: Snapshot) -> str:

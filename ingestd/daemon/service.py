@@ -360,6 +360,7 @@ class Daemon:
                 wire_to_commit_seconds=status.lag_seconds,
             ),
             trouble={**({"database": status.trouble} if status.trouble else {}), **self.trouble},
+            recovered=self.recovered,
         )
 
 

@@ -110,7 +110,8 @@ FAULTS: dict[str, Fault] = {
     "25006": _state("the database {where} is read-only", "is it a standby? Use the address of the primary", retry=True),
     "28": _state(
         "PostgreSQL at {where} refuses the login: {said}",
-        "check the user in the DSN and pg_hba.conf; where that says cert, sslcert and sslkey in the DSN name a"
+        "check the user in the DSN (where it names none it is you: sudo -u), and pg_hba.conf; where that says cert,"
+        " sslcert and sslkey in the DSN name a"
         " certificate whose common name is the user",
     ),
     "28P01": _state("wrong password: {said}", "set it in the DSN, in PGPASSWORD or in ~/.pgpass"),

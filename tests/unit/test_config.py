@@ -14,7 +14,16 @@ import msgspec
 import pytest
 
 from ingestd import config as configuration
-from ingestd.config import Address, Config, Filter, describe, existing_journal, find_control_socket, load_config
+from ingestd.config import (
+    Address,
+    Config,
+    Filter,
+    describe,
+    existing_journal,
+    find_control_socket,
+    journal_for,
+    load_config,
+)
 from ingestd.config.readers import BAD, Place
 from ingestd.config.serial_lines import CHECKSUMS, PROTOCOLS
 from ingestd.config.tables import DATABASE_SUFFIXES
@@ -26,6 +35,7 @@ from tests.plugins import install_example
 
 DOCS = Path(__file__).parents[2] / "docs"
 MINIMAL = '[database]\ndsn = "postgresql://db/telemetry"\n[[can]]\nname = "can0"\n'
+NO_DATABASE = '[[can]]\nname = "can0"\n'
 
 
 def load(tmp_path: Path, content: str, **how: Any) -> Config:
@@ -293,21 +303,60 @@ def test_a_credential_of_systemd(tmp_path: Path) -> None:
 
 
 def test_a_dsn_beside_the_configuration(tmp_path: Path) -> None:
-    """It goes before the file and behind the credential; an empty credential, which a unit has without it, is none."""
-    beside = tmp_path / "car.dsn"
+    """It goes before the file, and before the credential that was made of it when the service started.
+
+    An empty credential, which a unit has without such a file, is none; an empty file is a mistake.
+    """
+    beside, secrets = tmp_path / "car.dsn", tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "ingestd.dsn").write_text(" ")
+    environment = {"CREDENTIALS_DIRECTORY": str(secrets)}
+    assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://db/telemetry"
     beside.write_text("postgresql://beside/x\n")
     assert load(tmp_path, MINIMAL).database.dsn == "postgresql://beside/x"
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets" / "ingestd.dsn").write_text(" ")
-    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path / "secrets")}
+    (secrets / "ingestd.dsn").write_text("postgresql://credential/x")
     assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://beside/x"
-    (tmp_path / "secrets" / "ingestd.dsn").write_text("postgresql://credential/x")
-    assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://credential/x"
-    beside.write_text("x")
-    assert mistake(tmp_path, MINIMAL).startswith("car.dsn beside it: is not an address")
+    for content, said in (("", "is empty"), ("a\nb\n", "has more than one line"), ("x", "is not an address")):
+        beside.write_text(content)
+        assert mistake(tmp_path, MINIMAL).startswith(f"car.dsn beside it: {said}")
     beside.unlink()
     beside.mkdir()
-    assert mistake(tmp_path, MINIMAL).startswith("car.dsn beside it: cannot be read: Is a directory")
+    assert mistake(tmp_path, NO_DATABASE).startswith("car.dsn beside it: cannot be read: Is a directory")
+
+
+def test_a_dsn_that_is_not_for_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the credential of systemd counts; without one it is said what the file should be, and nothing else."""
+    (tmp_path / "car.dsn").write_text("postgresql://beside/x\n")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "ingestd.dsn").write_text("postgresql://credential/x")
+    read = Path.read_text
+
+    def not_for_us(path: Path, **how: Any) -> str:
+        if path.name == "car.dsn":
+            raise PermissionError(13, "Permission denied")
+        return read(path, **how)
+
+    monkeypatch.setattr(Path, "read_text", not_for_us)
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path / "secrets")}
+    assert load(tmp_path, MINIMAL, environment=environment).database.dsn == "postgresql://credential/x"
+    assert mistake(tmp_path, NO_DATABASE) == (
+        "car.dsn beside it: cannot be read: Permission denied (it is for root and the group ingestd, mode 640)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "journal"),
+    [
+        ("/etc/ingestd/ingestd.toml", "/var/lib/ingestd/journal"),
+        ("/etc/ingestd/engine.toml", "/var/lib/ingestd-engine/journal"),
+        ("/etc/other/engine.toml", "own"),
+    ],
+)
+def test_the_journal_of_a_unit(name: str, journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks with a file of the service means its journal; a place that was named goes before that."""
+    monkeypatch.setattr("ingestd.config.journal_folder", lambda: Path("own"))
+    assert journal_for(Path(name), {}) == Path(journal)
+    assert journal_for(Path(name), {"INGESTD_HOME": "/somewhere"}) == Path("own")
 
 
 @pytest.mark.parametrize("password", ["hunter#2", "hunter/2", "hunter?2@", "hun@ter/2@"])
@@ -543,9 +592,6 @@ def test_who_has_no_journal_means_the_machines_service(tmp_path: Path, monkeypat
     service.mkdir(parents=True)
     assert existing_journal() == service
     assert find_control_socket(None) == tmp_path / "service" / "journal.sock"
-    path = tmp_path / "car.toml"
-    path.write_text(MINIMAL)
-    assert find_control_socket(path) == tmp_path / "service" / "journal.sock"
     own.mkdir(parents=True)
     assert existing_journal() == own
     own.rmdir()

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_a_good_day() -> None:
     assert status_line(before, before, 5) == "1 of 1 sources up; 0 frames/s; no backlog; database up"
     now = snapshot(books=frames(41_600, 41_000), oldest_seconds=0.42)
     assert status_line(now, before, 5) == "1 of 1 sources up; 8,120 frames/s; backlog 600 frames, 0.4 s; database up"
+
+
+def test_what_earlier_runs_received_is_no_rate() -> None:
+    """The books get it at once, when the journal has been looked through."""
+    before = replace(snapshot(books=frames(10, 10)), recovered=False)
+    now = snapshot(books=frames(1_000_000, 1_000_000))
+    assert status_line(now, before, 5) == "1 of 1 sources up; no backlog; database up"
 
 
 @pytest.mark.parametrize(
