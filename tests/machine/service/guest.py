@@ -291,6 +291,7 @@ def look_for_refused_calls(host: Host, bus: Bus) -> None:
 
 def measure(bus: Bus) -> None:
     """From exec to the first frame recorded, and to READY=1."""
+    state.kept["measured_from"] = bus.sent
     first_s, ready_s, import_s = [], [], []
     for _ in range(3):
         with bus.flowing():
@@ -343,7 +344,9 @@ def after_the_cut(host: Host) -> None:
     check("by the operator's name, whatever its number", Path("/dev/instruments/imu").resolve() == Path("/dev/ttyUSB1"))
     look_at_bus()
     look_at_receive_buffer()
-    bus = Bus("can1", "can0", SECOND_BOOT)
+    # By can0 itself, whose driver gives what it has sent to all who listen. QEMU's SJA1000 forgets at a reset where in
+    # its FIFO it reads, and not where it writes: from now on it receives what was there before.
+    bus = Bus("can0", "tx_packets", SECOND_BOOT)
     bus.send(500)
     is_flowing()
     host.ask("hush")
@@ -362,13 +365,15 @@ def after_the_cut(host: Host) -> None:
     compare(bus)
     payloads = [(source, payload) for source, _, payload in sorted(stored().elements(), key=lambda frame: frame[1])]
     numbers = sorted(in_frames([payload for source, payload in payloads if source == "can0"]))
-    before = [number for number in numbers if number < SECOND_BOOT]
-    is_whole = before == list(range(len(before))) and len(before) > state.kept["sent"]
-    check(f"bus: 0 to {len(before) - 1} of before the cut, each once", is_whole, before[-5:])
+    # While starts were measured, numbers were sent that nobody was there to record.
+    spared, last = range(state.kept["measured_from"], state.kept["sent"]), max(n for n in numbers if n < SECOND_BOOT)
+    missing = len(set(range(last + 1)) - set(numbers) - set(spared))
+    is_whole = last >= state.kept["sent"] and not missing and len(set(numbers)) == len(numbers)
+    check(f"bus: all that was sent to the service until the cut, the last {last}, each once", is_whole, missing)
     lines = Counter(in_lines([payload for source, payload in payloads if source == "imu"]))
     check(f"line: {len(lines)} lines, none twice", max(lines.values()) == 1, lines.most_common(3))
-    missing = sum(after - number > 1 for number, after in zip(sorted(lines), sorted(lines)[1:], strict=False))
-    check(f"line: interrupted {missing} times, at most as often as nobody listened", missing <= 3, missing)
+    gaps = sum(after - number > 1 for number, after in zip(sorted(lines), sorted(lines)[1:], strict=False))
+    check(f"line: interrupted {gaps} times, at most as often as nobody listened", gaps <= 3, gaps)
     run(INGESTD, "journal", "verify", JOURNAL)
     run(INGESTD, "service", "uninstall")
     check("service uninstall", show("LoadState") == "not-found")
@@ -386,7 +391,7 @@ def main() -> None:
     bring_up_buses()
     try_fd_example()
     start()
-    bus = Bus("can1", "can0", 0)
+    bus = Bus("can1", "rx_packets", 0)
     record_bus(bus)
     record_line(host)
     look_at_confinement()

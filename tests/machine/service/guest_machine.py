@@ -130,11 +130,11 @@ class Host:
 
 
 class Bus:
-    """Sends numbered frames from one controller to the other, none before there is room for it."""
+    """Sends numbered frames, none before there is room for it; `arrived` is the kernel's count of those at can0."""
 
-    def __init__(self, channel: str, to: str, first: int) -> None:
+    def __init__(self, channel: str, arrived: str, first: int) -> None:
         self.first, self.sent = first, 0
-        self._arrived = Path(f"/sys/class/net/{to}/statistics/rx_packets")
+        self._arrived = Path(f"/sys/class/net/can0/statistics/{arrived}")
         self._before = int(self._arrived.read_text())
         self._socket = socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW)
         self._socket.bind((channel,))
