@@ -174,9 +174,9 @@ class Refusal:
 REFUSALS = {
     "a schema that is older": Refusal(older_schema, "older than this ingestd", "run `ingestd db upgrade`"),
     "a schema that is newer": Refusal(newer_schema, "a newer one made it", "upgrade ingestd"),
-    "no INSERT": Refusal(revoked_insert, "no permission", "GRANT what is missing"),
-    "no UPDATE": Refusal(revoked_update, "no permission", "GRANT what is missing"),
-    "no CONNECT": Refusal(revoked_connect, "no permission", "GRANT what is missing"),
+    "no INSERT": Refusal(revoked_insert, "no permission", "ingestd db grant"),
+    "no UPDATE": Refusal(revoked_update, "no permission", "ingestd db grant"),
+    "no CONNECT": Refusal(revoked_connect, "no permission", "ingestd db grant"),
     "read-only": Refusal(read_only, "is read-only", "is it a standby?"),
     "too many connections": Refusal(no_connections, "has too many connections", "raise max_connections"),
     "a locked table": Refusal(table_locked, "did not answer within 1 s", "", SHORT_STALL),
