@@ -20,8 +20,9 @@ from pathlib import Path
 import asyncpg
 
 from ingestd.journal import Kind, Record
+from ingestd.journal.inspection import settled_items
 from ingestd.journal.record import any_set
-from ingestd.journal.segment import list_folder, read_segment
+from ingestd.journal.segment import list_folder
 
 SECONDS_MAX = 60.0
 
@@ -174,7 +175,7 @@ class Recorder:
         found: Counter[tuple[str, int, str]] = Counter()
         for path in (name.path for name in list_folder(self.journal)[0] if name.number and not name.rejected):
             try:
-                items = list(read_segment(path))
+                items = settled_items(path)
             except FileNotFoundError:
                 continue  # A daemon that starts removes what the one before had allocated and not used.
             if items and not isinstance(items[-1], Record):
