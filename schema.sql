@@ -439,13 +439,14 @@ END;
 
 -- ------------------------------------------------------------------------------------------------------------ imports
 
--- Remove what was begun of a file and left without a frame, with the session that was made for it. It does so with the
--- rights of its owner, so that whoever imports needs no DELETE; who may call it: `ingestd db grant --writer`.
+-- Remove what was begun of a file and left without a frame, with the session that was made for it if nothing is in it. It
+-- does so with the rights of its owner, so that whoever imports needs no DELETE; who may: `ingestd db grant --writer`.
 CREATE FUNCTION forget_empty_imports(p_sha256 text) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER
 BEGIN ATOMIC
     WITH gone AS (
-        DELETE FROM feeds f WHERE f.sha256 = p_sha256 AND f.position = 0 AND f.completed_utc IS NULL
+        DELETE FROM feeds f
+        WHERE f.kind = 'file' AND f.sha256 = p_sha256 AND f.position = 0 AND f.completed_utc IS NULL
         RETURNING f.feed_id, f.session_id
     ), others AS (
         SELECT f.session_id FROM feeds f WHERE f.feed_id NOT IN (SELECT gone.feed_id FROM gone)
@@ -456,7 +457,10 @@ BEGIN ATOMIC
         WHERE s.id IN (SELECT gone.session_id FROM gone) AND s.id IN (SELECT others.session_id FROM others)
     )
     DELETE FROM sessions s
-    WHERE s.id IN (SELECT gone.session_id FROM gone) AND s.id NOT IN (SELECT others.session_id FROM others);
+    WHERE s.id IN (SELECT gone.session_id FROM gone) AND s.id NOT IN (SELECT others.session_id FROM others)
+        AND NOT EXISTS (SELECT FROM signal_chunks c WHERE c.session_id = s.id)
+        AND NOT EXISTS (SELECT FROM frame_chunks c WHERE c.session_id = s.id)
+        AND NOT EXISTS (SELECT FROM events e WHERE e.session_id = s.id);
 END;
 
 REVOKE EXECUTE ON FUNCTION forget_empty_imports(text) FROM PUBLIC;

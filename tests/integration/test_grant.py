@@ -308,6 +308,17 @@ async def test_what_a_reader_cannot_do(garage: Garage) -> None:
         await Writer(garage.dsn(garage.reader), "f00d").takes_writes()
 
 
+async def test_what_holds_something_is_not_forgotten(own_garage: Garage, tmp_path: Path) -> None:
+    """The one function that deletes looks for itself, whatever a writer says of a feed."""
+    await work(own_garage.dsn(own_garage.writer), tmp_path)
+    counted = [f"SELECT count(*) FROM {name}" for name in ("sessions", "frame_chunks", "signal_chunks", "events")]
+    before = psql(own_garage.admin, *counted, "SELECT count(*) FROM feeds WHERE kind = 'journal'")
+    assert all(map(int, before.split()))
+    pretended = "UPDATE feeds SET sha256 = 'mine', position = 0, completed_utc = NULL"
+    psql(own_garage.dsn(own_garage.writer), pretended, "SELECT forget_empty_imports('mine')")
+    assert psql(own_garage.admin, *counted, "SELECT count(*) FROM feeds WHERE sha256 = 'mine'") == before
+
+
 # ------------------------------------------------------------------------------------------------------ the command
 
 
