@@ -6,10 +6,12 @@ import grp
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -19,6 +21,9 @@ from ingestd.config import load_config
 from ingestd.daemon.unit_files import (
     CONFIGURATION,
     DSN,
+    ENVIRONMENT,
+    EXAMPLE_FOLDERS,
+    FOLDERS,
     PROGRAM,
     SERIAL_GROUP,
     SERIAL_GROUPS,
@@ -30,6 +35,8 @@ from ingestd.daemon.unit_files import (
 )
 from ingestd.errors import ConfigError, IngestdError, UsageError
 
+THIS_PROGRAM = Path(sys.prefix, "bin", "ingestd")
+IN_PLACE, MISSING, CHANGED = "in place", "missing", "changed, or of another release"
 COMMAND_SECONDS_MAX = 120.0
 RMEM_MAX = Path("/proc/sys/net/core/rmem_max")
 SHOWN = ("ActiveState", "SubState", "UnitFileState", "StatusText", "MainPID", "NRestarts", "ActiveEnterTimestamp",
@@ -58,12 +65,16 @@ def service_install(root: Path | None, program: Path | None) -> None:
 
     Run again, it brings everything up to date and leaves the rest alone. Asks nothing.
     """
+    if program is not None and not re.fullmatch(r"(/[\w.+-]+)+", str(program)):
+        raise UsageError(f"a unit cannot name the program {str(program)!r}", "give an absolute path without blanks")
     if root is not None:
         _write(root, files(program or PROGRAM, for_package=True))
         _write_if_absent(root / CONFIGURATION, read("ingestd.toml"))
         return
     _must_be_root("install")
-    program = program or _this_program()
+    program = program or THIS_PROGRAM
+    _must_be_visible(program)
+    _must_not_be_masked()
     changed = _write(Path("/"), files(program, for_package=False, serial_group=_serial_group()))
     _call("systemd-sysusers", "ingestd.conf")
     _call("systemd-tmpfiles", "--create", "ingestd.conf")
@@ -73,8 +84,11 @@ def service_install(root: Path | None, program: Path | None) -> None:
         configuration.chmod(0o640)
     _raise_receive_buffers()
     if shutil.which("udevadm") is not None:
-        _call("udevadm", "control", "--reload")
-        _call("udevadm", "trigger", "--subsystem-match=tty")
+        try:
+            _call("udevadm", "control", "--reload")
+            _call("udevadm", "trigger", "--subsystem-match=tty")
+        except IngestdError as error:  # in a container
+            warn(f"the names of serial devices come with the next boot: {error.args[0]}")
     _call("systemctl", "daemon-reload")
     _call("systemctl", "enable", "--quiet", "ingestd.service")
     if _show("ingestd.service")["ActiveState"] in ("active", "reloading", "activating"):
@@ -82,8 +96,12 @@ def service_install(root: Path | None, program: Path | None) -> None:
             out.print("the service runs on as it was; `systemctl restart ingestd` when a gap of some seconds suits")
         return
     try:
-        load_config(configuration)
+        # What this shell has in its environment the service does not have.
+        load_config(configuration, environment={})
     except ConfigError as error:
+        if Path("/", ENVIRONMENT).exists():  # What that says only systemd knows.
+            _call("systemctl", "start", "ingestd.service")
+            return
         out.print(f"enabled, not started: {error.args[0]}")
         out.print(f"When that is in order (the DSN may be alone in {Path('/', DSN)}): systemctl start ingestd")
         return
@@ -102,17 +120,20 @@ def service_uninstall(root: Path | None) -> None:
             _call("systemctl", "disable", "--now", "--quiet", *enabled)
         if Path("/etc/systemd/system", UNITS[0]).exists():
             _call("systemctl", "stop", UNITS[0], "ingestd@*.service")
-    for file in files(PROGRAM, for_package=root is not None):
-        path = Path(root or "/", file.path)
-        if path.exists():
+    for path, text in _placed(root):
+        state = _state(path, text)
+        if state == IN_PLACE:
             path.unlink()
             out.print(f"removed {path}")
+        elif state != MISSING:
+            out.print(f"removed {path}; as it was changed: {_put_aside(path)}")
+    with suppress(OSError):  # Somebody has put something there, or nobody has made it.
+        Path(root or "/", EXAMPLE_FOLDERS[root is not None]).rmdir()
     if root is None:
         _call("systemctl", "daemon-reload")
-        out.print(
-            "left: /etc/ingestd, the user ingestd, and what is recorded in /var/lib/ingestd: whether the database has"
-        )
-        out.print("it all, `ingestd journal status` says")
+        states = " ".join(map(str, sorted(Path("/var/lib").glob("ingestd*")))) or "nothing in /var/lib"
+        out.print(f"left: /etc/ingestd, the user ingestd, and what is recorded: {states}")
+        out.print("whether the database has it all, `ingestd journal status FOLDER/journal` says")
 
 
 @service_group.command("status")
@@ -120,13 +141,11 @@ def service_uninstall(root: Path | None) -> None:
 def service_status(as_json: bool) -> None:
     """Whether everything is in place, and how the service is. Exit code 1 if it does not run as installed."""
     _needs_systemd("install")
-    program = _program_of_unit() or _this_program(check=False)
-    placed = files(program, for_package=False, serial_group=_serial_group())
-    states = {str(Path("/", file.path)): _state(Path("/", file.path), file.text) for file in placed}
+    states = {str(path): _state(path, text) for path, text in _placed(None)}
     shown = _show("ingestd.service")
     others = _instances()
     rmem_max, wanted = _rmem_max(), _wanted_receive_buffer()
-    is_well = shown["ActiveState"] == "active" and all(state == "in place" for state in states.values())
+    is_well = shown["ActiveState"] == "active" and all(state == IN_PLACE for state in states.values())
     if as_json:
         said = {"service": shown, "instances": others, "files": states, "rmem_max": rmem_max, "ok": is_well}
         out.print_json(json.dumps(said), indent=None)
@@ -143,7 +162,7 @@ def service_status(as_json: bool) -> None:
             table.add("status", shown["StatusText"])
         for name, state in others.items():
             table.add(name, state)
-        table.add("program", program)
+        table.add("program", _program_of_unit(None) or THIS_PROGRAM)
         if rmem_max is not None:
             smaller = "" if rmem_max >= wanted else f": smaller than {wanted}, `ingestd service install` raises it"
             table.add("net.core.rmem_max", f"{rmem_max}{smaller}")
@@ -162,33 +181,47 @@ def _needs_systemd(what: str) -> None:
 def _must_be_root(what: str) -> None:
     _needs_systemd(what)
     if os.geteuid() != 0:
-        raise IngestdError(
-            "only root can change the services of this machine", f"sudo {_this_program(check=False)} service {what}"
-        )
+        raise IngestdError("only root can change the services of this machine", f"sudo {THIS_PROGRAM} service {what}")
 
 
-def _this_program(*, check: bool = True) -> Path:
-    """The script of this installation. Raises UsageError if the service, which is kept from homes, could not run it."""
-    program = Path(sys.prefix, "bin", "ingestd")
-    if not check:
-        return program
+def _must_be_visible(program: Path) -> None:
+    """Raises UsageError if the service, which is kept from homes, could not run the program."""
     if not program.exists():
-        raise UsageError(f"there is no {program}", "name it with --program")
-    unseen = hidden([program.resolve(), Path(sys.base_prefix).resolve(), Path(__file__).resolve()])
+        raise UsageError(f"there is no {program}", "name the program with --program")
+    paths = [program.resolve()]
+    if program == THIS_PROGRAM:
+        paths += [Path(sys.base_prefix).resolve(), Path(__file__).resolve()]
+    unseen = hidden(paths)
     if unseen is not None:
         raise UsageError(
             f"the service could not run {unseen}: it is kept from homes and temporary folders",
             f"install into {PROGRAM.parents[1]}, with a python3 of the system: docs/operations.md",
         )
-    return program
 
 
-def _program_of_unit() -> Path | None:
-    unit = Path("/etc/systemd/system", UNITS[0])
-    if not unit.exists():
-        return None
-    line = next((line for line in unit.read_text(encoding="utf-8").splitlines() if line.startswith("ExecStart=")), "")
-    return Path(line.removeprefix("ExecStart=").partition(" ")[0])
+def _must_not_be_masked() -> None:
+    """Raises IngestdError: who masks a unit wants it never to run, and a link to nothing is there instead of it."""
+    for name in UNITS:
+        unit = Path("/etc/systemd/system", name)
+        if unit.is_symlink() and unit.resolve() == Path("/dev/null"):
+            raise IngestdError(f"{name} is masked on this machine", f"if it is to run: systemctl unmask {name}")
+
+
+def _placed(root: Path | None) -> list[tuple[Path, str]]:
+    """Where everything is that `install` puts in place, and what it is to be, for the program that the unit names."""
+    program = _program_of_unit(root) or (THIS_PROGRAM if root is None else PROGRAM)
+    serial_group = _serial_group() if root is None else SERIAL_GROUP
+    placed = files(program, for_package=root is not None, serial_group=serial_group)
+    return [(Path(root or "/", file.path), file.text) for file in placed]
+
+
+def _program_of_unit(root: Path | None) -> Path | None:
+    unit = Path(root or "/", FOLDERS[UNITS[0]][root is not None], UNITS[0])
+    with suppress(OSError):
+        for line in unit.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("ExecStart=/"):
+                return Path(line.removeprefix("ExecStart=").partition(" ")[0])
+    return None
 
 
 def _serial_group() -> str:
@@ -198,9 +231,12 @@ def _serial_group() -> str:
 
 
 def _state(path: Path, text: str) -> str:
-    if not path.exists():
-        return "missing"
-    return "in place" if path.read_text(encoding="utf-8") == text else "changed, or of another release"
+    if not os.path.lexists(path):
+        return MISSING
+    with suppress(OSError):  # a folder, a link that ends nowhere
+        if path.is_file() and not path.is_symlink() and path.read_bytes() == text.encode():
+            return IN_PLACE
+    return CHANGED
 
 
 def _write(root: Path, wanted: Sequence[SystemFile]) -> list[Path]:
@@ -209,34 +245,44 @@ def _write(root: Path, wanted: Sequence[SystemFile]) -> list[Path]:
     for file in wanted:
         path = root / file.path
         state = _state(path, file.text)
-        if state == "in place":
+        if state == IN_PLACE:
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if state == "missing":
-            out.print(f"wrote {path}")
-        else:
-            before = _unused(path)
-            path.replace(before)
-            out.print(f"wrote {path}; as it was: {before.name} (changes belong in a drop-in)")
-        path.write_text(file.text, encoding="utf-8")
-        path.chmod(0o644)
+        aside = _put_aside(path) if state == CHANGED else None
+        _put_in_place(path, file.text)
+        out.print(f"wrote {path}" + (f"; as it was: {aside} (changes belong in a drop-in)" if aside else ""))
         changed.append(path)
     if not changed:
         out.print("all files are in place")
     return changed
 
 
-def _unused(path: Path) -> Path:
-    """A name beside a file that nothing has yet, and that nobody reads."""
+def _put_in_place(path: Path, text: str) -> None:
+    """All of it or nothing, whatever the umask. Raises IngestdError."""
+    try:
+        for folder in reversed([each for each in path.parents if not each.exists()]):
+            folder.mkdir()
+            folder.chmod(0o755)
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        with new.open("xb") as file:
+            file.write(text.encode())
+        new.chmod(0o644)
+        new.replace(path)
+    except OSError as error:
+        raise IngestdError(f"cannot write {path}: {error.strerror}", "who may write there?") from error
+
+
+def _put_aside(path: Path) -> str:
+    """Rename to a name beside it that nothing has yet, and that nobody reads; that name."""
     names = (path.with_name(f"{path.name}.before{number or ''}") for number in itertools.count())
-    return next(name for name in names if not name.exists())
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.replace(aside)
+    return aside.name
 
 
 def _write_if_absent(path: Path, text: str) -> bool:
-    if path.exists():
+    if os.path.lexists(path):
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    _put_in_place(path, text)
     out.print(f"wrote {path}: say there what is to be recorded")
     return True
 

@@ -24,6 +24,7 @@ class Notifier:
         # virtual machines; it goes to their init, not to a service.
         self._address = "\0" + name[1:] if name.startswith("@") else name if name.startswith("/") else ""
         self._failed = False
+        self._is_ready = False
         self.is_listening = bool(self._address)
         self.watchdog_seconds = _watchdog_seconds(environment)
 
@@ -32,11 +33,18 @@ class Notifier:
 
     def ready(self, status: str = "") -> None:
         """The service has started: frames are being recorded."""
+        self._is_ready = True
         self._send("READY=1", _status(status))
 
     def reloading(self) -> None:
-        """The configuration is read again; `ready` says that this is over."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """The configuration is read again; `reloaded` says that this is over. Before it is ready, that is no news."""
+        if self._is_ready:
+            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """It is ready again, if it was."""
+        if self._is_ready:
+            self._send("READY=1")
 
     def stopping(self, status: str = "") -> None:
         """The service is on its way out."""

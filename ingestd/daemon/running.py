@@ -113,7 +113,7 @@ class Service:
                 kind = UsageError if error.exit_code == UsageError.exit_code else IngestdError
                 raise kind(f"{REFUSED}: {error.args[0]}", error.hint) from error
             finally:
-                self._notifier.ready()
+                self._notifier.reloaded()
         return changes
 
     def hang_up(self) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -57,6 +58,7 @@ class Daemon:
         self.wall_clock = WallClock()
         self._boot_id, self._machine_id = boot_id(), machine_id()
         self._recovered, self.stopped = asyncio.Event(), asyncio.Event()
+        self._synced = asyncio.Event()  # since somebody looked
         last = Journal.peek(config.journal.path)
         self._continued = last is not None and last.boot_id == self._boot_id and not last.ended
         continues = last.session_id if last is not None and self._continued else None
@@ -163,16 +165,20 @@ class Daemon:
             )  # fmt: skip
 
     async def _sync(self) -> None:
-        """Make durable what was written, every `sync_interval`."""
-        while True:
-            await asyncio.sleep(self.config.journal.sync_interval_seconds)
-            self.recording.tell_overflows()
-            await asyncio.to_thread(self.journal.sync)
-            self._say_notices()
+        """Make durable what was written, every `sync_interval`, in a thread that nothing else can keep busy."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="sync") as thread:
+            while True:
+                self.recording.tell_overflows()
+                await loop.run_in_executor(thread, self.journal.sync)
+                self._synced.set()
+                self._say_notices()
+                await asyncio.sleep(self.config.journal.sync_interval_seconds)
 
     async def sign_of_life(self) -> None:
         """Return once the event loop and the journal's sync have got through, whether the disk takes it or not."""
-        await asyncio.to_thread(self.journal.sync)
+        await self._synced.wait()
+        self._synced.clear()
 
     def _say_notices(self) -> None:
         """Say what the journal has to say; what it says again and again, once in a while."""

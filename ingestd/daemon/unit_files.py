@@ -16,6 +16,7 @@ SERIAL_GROUPS = (SERIAL_GROUP, "uucp")  # of Debian, Fedora, openSUSE; of Arch a
 UNITS = ("ingestd.service", "ingestd@.service")
 CONFIGURATION = Path("etc/ingestd/ingestd.toml")
 DSN = Path("etc/ingestd/ingestd.dsn")
+ENVIRONMENT = Path("etc/ingestd/environment")
 
 # From the folder of ours to that of the system: an administrator's, and a package's, before which the former goes.
 FOLDERS = {

@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -44,7 +45,8 @@ async def parse(path: Path, match: Match) -> SignalDatabase:
 
 def _main(path: str, match: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits.
-    os.nice(10)
+    with suppress(PermissionError):  # A sandbox may forbid even that.
+        os.nice(10)
     result: SignalDatabase | IngestdError
     try:
         result = load(Path(path), cast(Match, match))

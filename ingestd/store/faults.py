@@ -108,11 +108,11 @@ FAULTS: dict[str, Fault] = {
     "23502": _DATA,
     "23514": _DATA,
     "25006": _state("the database {where} is read-only", "is it a standby? Use the address of the primary", retry=True),
+    "2BP01": _state("{said}", "drop or change what depends on it, which psql shows with \\d+; then run it again"),
     "28": _state(
         "PostgreSQL at {where} refuses the login: {said}",
         "check the user in the DSN (where it names none it is you: sudo -u), and pg_hba.conf; where that says cert,"
-        " sslcert and sslkey in the DSN name a"
-        " certificate whose common name is the user",
+        " sslcert and sslkey in the DSN name a certificate whose common name is the user",
     ),
     "28P01": _state("wrong password: {said}", "set it in the DSN, in PGPASSWORD or in ~/.pgpass"),
     "3D000": _state("{said}", "create it: `createdb` with the name, or CREATE DATABASE"),

@@ -2,7 +2,8 @@
 
 A role needs no more than this, and `ingestd db grant` (grants.py) gives it no more; tests/integration/test_grant.py
 proves both. The writer is `ingestd run`, `ingestd import` and `ingestd sessions edit`: it deletes nothing but imports
-that are empty, changes rows of two tables only, and does not read what is recorded. The reader is who asks in SQL, Grafana, `ingestd sessions list`.
+that are empty, changes rows of two tables only, and does not read what is recorded. The reader is who asks in SQL,
+Grafana, `ingestd sessions list`.
 """
 
 from __future__ import annotations

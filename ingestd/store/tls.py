@@ -13,7 +13,7 @@ import ssl
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -30,7 +30,7 @@ class TlsFiles:
     root: Path | None  # certificates of the CAs that may have signed the server's
     certificate: Path | None  # of this client …
     key: Path | None  # … and its key, which may be in the same file
-    key_password: str = ""
+    key_password: str = field(default="", repr=False)
 
 
 def files_of(dsn: str) -> TlsFiles | None:

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,13 @@ class Bus:
 
     def sender(self) -> Sender:
         return Sender(self.channel)
+
+    def __enter__(self) -> Self:
+        self.add()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.delete_if_there()
 
 
 class Sender:

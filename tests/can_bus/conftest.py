@@ -22,10 +22,8 @@ def _vcan() -> None:
 @pytest.fixture
 def bus() -> Iterator[Bus]:
     """A bus that is up."""
-    made = Bus()
-    made.add()
-    yield made
-    made.delete_if_there()
+    with Bus() as made:
+        yield made
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ With one, in a kernel of its own: tests/service.
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -99,10 +100,46 @@ def test_everything_has_its_place_in_a_package(tmp_path: Path) -> None:
     assert again.stdout.count("wrote") == 1
     assert unit.with_name("ingestd.service.before").read_text() == "# changed\n"
     assert run_ingestd(*command).stdout == "all files are in place\n"
+    rules = tmp_path / "usr/lib/udev/rules.d/70-ingestd.rules"
+    rules.write_bytes(b"# m\xedo\n")
     run_ingestd("service", "uninstall", "--root", str(tmp_path))
     left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(map(str, left)) == ["etc/ingestd/ingestd.toml", "usr/lib/systemd/system/ingestd.service.before"]
+    assert sorted(map(str, left)) == [
+        "etc/ingestd/ingestd.toml",
+        "usr/lib/systemd/system/ingestd.service.before",
+        "usr/lib/udev/rules.d/70-ingestd.rules.before",
+    ]
+    assert rules.with_name(f"{rules.name}.before").read_bytes() == b"# m\xedo\n"
     assert configuration.read_text() == "# mine\n"
+    assert not (tmp_path / "usr/share/doc/ingestd").exists()
+
+
+def test_files_are_for_all_to_read_and_lead_nowhere_else(tmp_path: Path) -> None:
+    """Whatever the umask; and a link in the tree does not lead out of it."""
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    elsewhere.write_text("mine")
+    configuration, unit = root / "etc/ingestd/ingestd.toml", root / "usr/lib/systemd/system/ingestd.service"
+    for link in (configuration, unit):
+        link.parent.mkdir(parents=True)
+        link.symlink_to(elsewhere)
+    before = os.umask(0o077)
+    try:
+        run_ingestd("service", "install", "--root", str(root))
+    finally:
+        os.umask(before)
+    assert elsewhere.read_text() == "mine"
+    assert configuration.is_symlink()
+    assert unit.stat().st_mode & 0o777 == 0o644
+    made = {path.stat().st_mode & 0o777 for path in (root / "usr/lib/udev").rglob("*")}
+    assert made == {0o755, 0o644}
+
+
+@pytest.mark.parametrize("program", ["bin/ingestd", "/opt/my programs/ingestd", "/opt/100%/ingestd"])
+def test_a_program_that_no_unit_can_name(tmp_path: Path, program: str) -> None:
+    """Before anything is written."""
+    done = run_ingestd("service", "install", "--root", str(tmp_path), "--program", program, exit_code=2)
+    assert "absolute path without blanks" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_first_configuration_lacks_only_a_database(tmp_path: Path) -> None:

@@ -85,10 +85,8 @@ def drop_in(name: str, text: str) -> None:
 @pytest.fixture
 def bus() -> Iterator[Bus]:
     """A bus that is up."""
-    made = Bus()
-    made.add()
-    yield made
-    made.delete_if_there()
+    with Bus() as made:
+        yield made
 
 
 @pytest.fixture
@@ -108,3 +106,4 @@ def unit(installed: None, migrated: str, line: Instrument, bus: Bus) -> Iterator
     made = Unit(migrated, line, bus)
     yield made
     made.close()
+    drop_in("watchdog", "")

@@ -186,7 +186,6 @@ def test_a_disk_that_is_full(unit: Unit, line: Instrument, bus: Bus) -> None:
     finally:
         systemctl("stop", unit.name)
         subprocess.run(["umount", STATE], check=True, timeout=60)
-        drop_in("watchdog", "")
 
 
 def send_long(bus: Bus, count: int) -> None:
@@ -243,5 +242,11 @@ def test_instances_and_installing(unit: Unit, program: Path, line: Instrument, b
     assert (unit.show("LoadState"), other.show("ActiveState"), unit.process) == ("not-found", "inactive", None)
     assert not changed.exists()
     assert CONFIGURATION.exists()
+    changed.symlink_to("/dev/null")
+    assert "systemctl unmask ingestd.service" in service("install", exit_code=1)
+    changed.unlink()
+    home = Path.home() / "ingestd"
+    home.touch()
+    assert f"could not run {home}" in service("install", "--program", str(home), exit_code=2)
     assert {frame for frame in stored(dsn_of()) if frame[0] != "second"} == set(unit.journalled())
     assert "started: 2 of 2 sources up" in service("install")

@@ -29,6 +29,7 @@ def server_error(code: str, message: str = "said so") -> asyncpg.PostgresError:
         ("23514", Cause.DATA, False, ""),
         ("25006", Cause.STATE, True, "standby"),
         ("28P01", Cause.STATE, False, "pgpass"),
+        ("2BP01", Cause.STATE, False, r"\d+"),
         ("3D000", Cause.STATE, False, "createdb"),
         ("40P01", Cause.TRANSIENT, True, ""),
         ("42501", Cause.STATE, False, "ingestd db grant"),
