@@ -39,8 +39,9 @@ help: ## this list
 run: $(VENV)/.installed-run ## install, start the embedded PostgreSQL, record a simulated car live until Ctrl-C
 	$(BIN)/ingestd demo $(DEMO)
 
-test: check ## everything: the checks and all tests
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore tests/unit
+test: check coverage ## everything: the checks and all tests, each of them once
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --ignore tests/unit \
+	  $(addprefix --ignore=,$(filter-out tests/unit/%,$(COVERED)))
 
 check: $(VENV)/.installed-test ## under a minute: format, lint, strict types, import rules, unit tests
 	$(BIN)/ruff format --check .
