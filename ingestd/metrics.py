@@ -24,16 +24,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ingestd.model import Books, Link, SourceStatus
+from ingestd.model import CONTROLLER_STATES, Books, Link, SourceStatus
 
 # From a batch on the fastest setting to a server that is about to be given up.
 SECONDS_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-DROP_REASONS = (
-    "overflow",
-    "budget",
-    "journal",
-    "damage",
-)  # Always there, so that an alert on `increase` sees the first.
+LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# Always there, so that an alert on `increase` sees the first.
+DROP_REASONS = ("overflow", "budget", "journal", "damage")
+UNDECODED_REASONS = ("unknown", "damaged")
 
 
 class Histogram:
@@ -63,6 +61,28 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceNumbers:
+    """What a source has given, and what has become of it, since the process started."""
+
+    received_bytes: int = 0  # payload
+    last_frame_age_seconds: float = 0.0
+    bus_load: float | None = None  # from 0 to about 1; None: not known
+    decoded: int = 0  # frames, as far as they are committed …
+    undecoded: Mapping[str, int] = field(default_factory=dict)  # … by UNDECODED_REASONS …
+    short: int = 0  # … and those that are shorter than they should be, decoded or not
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelValue:
+    """The newest value of a channel that somebody wants to have as a metric."""
+
+    source: str
+    channel: str
+    unit: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class JournalNumbers:
     """The state of the journal on disk."""
 
@@ -83,6 +103,10 @@ class StoreNumbers:
     up: bool
     commits: int = 0
     commit_failures: int = 0
+    rejections: int = 0
+    reconnects: int = 0
+    samples: int = 0
+    copied_bytes: int = 0
     commit_seconds: Histogram = field(default_factory=Histogram)
     wire_to_commit_seconds: Histogram = field(default_factory=Histogram)
 
@@ -98,6 +122,10 @@ class Snapshot:
     store: StoreNumbers
     trouble: Mapping[str, str] = field(default_factory=dict)  # what is wrong that keeps nobody from recording, in words
     recovered: bool = True  # until then the books are of this process alone
+    sources: Mapping[str, SourceNumbers] = field(default_factory=dict)
+    loop_lag_seconds: Histogram = field(default_factory=lambda: Histogram(LAG_BOUNDS))
+    is_clock_set: bool = True
+    channels: Sequence[ChannelValue] = ()
 
 
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
@@ -120,16 +148,25 @@ class _SnapshotCollector(Collector):
         yield InfoMetricFamily("ingestd_build", "The program.", {"version": snapshot.version})
         yield from _books(snapshot.books)
         yield from _sources(snapshot.statuses)
+        yield from _received(snapshot.sources)
+        yield from _can(snapshot)
         yield from _journal(snapshot.journal)
         yield from _store(snapshot.store)
+        yield _histogram("event_loop_lag_seconds", "How late the event loop was with what was due.",
+                         snapshot.loop_lag_seconds)  # fmt: skip
+        yield _gauge("clock_set", "1 while the wall clock can be believed.", snapshot.is_clock_set)
+        if snapshot.channels:
+            values = _gauge("channel_value", "Newest value, of channels in the configuration.", None,
+                            "source", "channel", "unit")  # fmt: skip
+            for each in snapshot.channels:
+                values.add_metric([each.source, each.channel, each.unit], each.value)
+            yield values
 
 
 def _books(books: Mapping[str, Books]) -> Iterator[Metric]:
     received = _counter("frames_received", "Frames that arrived, those the kernel had to drop included.", "source")
     committed = _counter("frames_committed", "Frames that are in the database.", "source")
-    pending = GaugeMetricFamily(
-        "ingestd_frames_pending", "Frames that are in the journal and not yet in the database.", labels=["source"]
-    )
+    pending = _gauge("frames_pending", "Frames that are in the journal and not yet in the database.", None, "source")
     rejected = _counter("frames_rejected", "Frames that the database can never take, set aside.", "source")
     dropped = _counter(
         "frames_dropped",
@@ -148,7 +185,7 @@ def _books(books: Mapping[str, Books]) -> Iterator[Metric]:
 
 
 def _sources(statuses: Mapping[str, SourceStatus]) -> Iterator[Metric]:
-    up = GaugeMetricFamily("ingestd_source_up", "1 while the source has its device.", labels=["source"])
+    up = _gauge("source_up", "1 while the source has its device.", None, "source")
     for source, status in sorted(statuses.items()):
         up.add_metric([source], status.link is Link.OPEN)
     yield up
@@ -161,6 +198,43 @@ def _sources(statuses: Mapping[str, SourceStatus]) -> Iterator[Metric]:
             if name in status.counters:
                 family.add_metric([source], status.counters[name])
         yield family
+
+
+def _received(sources: Mapping[str, SourceNumbers]) -> Iterator[Metric]:
+    payload = _counter("source_received_bytes", "Payload bytes that arrived.", "source")
+    age = _gauge("source_last_frame_age_seconds", "Since the newest frame, or since the start.", None, "source")
+    decoded = _counter("frames_decoded", "Frames that gave signals and are in the database.", "source")
+    undecoded = _counter(
+        "frames_undecoded",
+        "Frames in the database that gave none: unknown (no database has them), damaged (no sense in them).",
+        "source",
+        "reason",
+    )
+    short = _counter("frames_short", "Frames in the database that are shorter than they should be.", "source")
+    for source, numbers in sorted(sources.items()):
+        payload.add_metric([source], numbers.received_bytes)
+        age.add_metric([source], numbers.last_frame_age_seconds)
+        decoded.add_metric([source], numbers.decoded)
+        for reason in UNDECODED_REASONS:
+            undecoded.add_metric([source, reason], numbers.undecoded.get(reason, 0))
+        short.add_metric([source], numbers.short)
+    yield from (payload, age, decoded, undecoded, short)
+
+
+def _can(snapshot: Snapshot) -> Iterator[Metric]:
+    load = _gauge("can_bus_load_ratio", "Part of the time that the bus was busy, from 0 to 1.", None, "source")
+    state = _gauge("can_controller_state", "1 for the state that the controller is in.", None, "source", "state")
+    used = _gauge("source_receive_buffer_bytes", "Bytes that wait in the kernel.", None, "source")
+    size = _gauge("source_receive_buffer_max_bytes", "Bytes that may wait in the kernel.", None, "source")
+    for source, status in sorted(snapshot.statuses.items()):
+        if (numbers := snapshot.sources.get(source)) is not None and numbers.bus_load is not None:
+            load.add_metric([source], numbers.bus_load)
+        for each in CONTROLLER_STATES if status.controller else ():
+            state.add_metric([source, each], status.controller == each)
+        if status.buffer_bytes is not None:
+            used.add_metric([source], status.buffer_bytes)
+            size.add_metric([source], status.buffer_bytes_max)
+    yield from (load, state, used, size)
 
 
 def _journal(journal: JournalNumbers) -> Iterator[Metric]:
@@ -183,6 +257,10 @@ def _store(store: StoreNumbers) -> Iterator[Metric]:
     yield _counter(
         "commit_failures", "Transactions that failed; what was in them is kept.", value=store.commit_failures
     )
+    yield _counter("copy_rejections", "Records that the database can never take, set aside.", value=store.rejections)
+    yield _counter("database_reconnects", "Connections opened after the first.", value=store.reconnects)
+    yield _counter("samples_committed", "Samples that are in the database.", value=store.samples)
+    yield _counter("committed_bytes", "Bytes sent with COPY that are in the database.", value=store.copied_bytes)
     yield _histogram("commit_seconds", "How long a transaction took.", store.commit_seconds)
     yield _histogram(
         "wire_to_commit_seconds",
@@ -191,8 +269,8 @@ def _store(store: StoreNumbers) -> Iterator[Metric]:
     )
 
 
-def _gauge(name: str, says: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"ingestd_{name}", says, value)
+def _gauge(name: str, says: str, value: float | None, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"ingestd_{name}", says, value, labels or None)
 
 
 def _counter(name: str, says: str, *labels: str, value: float | None = None) -> CounterMetricFamily:

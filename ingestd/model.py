@@ -192,12 +192,23 @@ class Recorder(Protocol):
         """Record a fact."""
 
 
+# Of ISO 11898-1 (fault confinement), in the order that the kernel numbers them.
+CONTROLLER_STATES = ("error-active", "error-warning", "error-passive", "bus-off")
+
+
 class Link(Enum):
     """Whether a source has its device."""
 
     OPENING = "opening"
     OPEN = "open"
     RETRYING = "retrying"
+
+
+class Load(Protocol):
+    """How busy a bus is."""
+
+    def ratio(self, now_ns: int) -> float | None:
+        """From 0 to about 1, since this was asked last or at least a second; None where nobody knows the bit rate."""
 
 
 @dataclass(slots=True)
@@ -210,6 +221,10 @@ class SourceStatus:
     link: Link = Link.OPENING
     reason: str = ""  # why it has no device, in words for the operator
     counters: dict[str, int] = field(default_factory=dict)
+    controller: str = ""  # the state of a CAN controller, one of CONTROLLER_STATES, if it says any
+    load: Load | None = None
+    buffer_bytes: int | None = None  # what waited in the kernel's receive buffer when that was looked at last …
+    buffer_bytes_max: int = 0  # … and what it holds
 
     def count(self, name: str, more: int = 1) -> None:
         """Add to a counter."""

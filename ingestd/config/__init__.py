@@ -164,6 +164,12 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     listen: Annotated[Address | None, address] = Address("127.0.0.1", 9464)
 
 
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Channels whose newest values are metrics, by patterns of `source/channel`."""
+
+    channels: Annotated[tuple[str, ...], listing(text)] = ()
+
+
 class Control(msgspec.Struct, frozen=True, kw_only=True):
     """Where the commands reach the daemon; without `socket` it is beside the journal's folder, see `control_socket`."""
 
@@ -260,6 +266,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     journal: Annotated[Journal, table(Journal, _check_journal)] = msgspec.field(default_factory=Journal)
     batch: Annotated[Batch, table(Batch)] = Batch()
     http: Annotated[Http, table(Http)] = Http()
+    metrics: Annotated[Metrics, table(Metrics)] = Metrics()
     control: Annotated[Control, table(Control)] = Control()
     can: Annotated[tuple[Can, ...], tables(Can, _check_can)] = ()
     serial: Annotated[tuple[Serial, ...], tables(Serial, check_serial)] = ()

@@ -25,7 +25,7 @@ from ingestd.daemon.service import Daemon
 from ingestd.model import Event, Source
 from ingestd.store.writer import METADATA
 
-SECTIONS = ("session", "database", "journal", "batch", "http", "control")
+SECTIONS = ("session", "database", "journal", "batch", "http", "metrics", "control")
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ async def _put_into_force(
         daemon.attendance.begin(source)
     daemon.decode_with(loaded)
     daemon.redirect(before.database)
+    if config.metrics != before.metrics:
+        daemon.told.follow_channels(config.metrics.channels)
     if edits:
         daemon.session.edit(edits)
     if changes.as_json.keys() - {"restart"}:

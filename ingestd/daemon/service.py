@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from ingestd import __version__
 from ingestd.backoff import Backoff
 from ingestd.clock import WallClock, boot_id, mono_ns
 from ingestd.config import Config, Database
@@ -30,11 +29,11 @@ from ingestd.daemon.devices import filter_by_databases
 from ingestd.daemon.live import Live
 from ingestd.daemon.recording import Recording
 from ingestd.daemon.session import RunningSession, checked_text
+from ingestd.daemon.telling import Told, snapshot
 from ingestd.delivery.sending import Delivery
-from ingestd.delivery.status import DeliveryStatus
 from ingestd.errors import ConfigError, IngestdError, StoreError
 from ingestd.journal import Journal, SessionInfo
-from ingestd.metrics import JournalNumbers, Snapshot, StoreNumbers
+from ingestd.metrics import Snapshot
 from ingestd.model import Books, Event, Source
 from ingestd.store import embedded, migrate
 from ingestd.store.sessions import machine_id
@@ -73,6 +72,7 @@ class Daemon:
         )
         self._folder = config.journal.path.stat()  # It tells this machine's journals apart.
         self.live = Live(lambda: None if self.loaded is None else self.loaded.decoders)
+        self.told = Told(self.live)
         self.recording = Recording(self.journal, self.wall_clock, on_frames=self.live.frames)
         self.attendance = Attendance(sources, self.recording, self._failed_task)
         self.loaded: Loaded | None = None  # the signal databases in force
@@ -113,6 +113,8 @@ class Daemon:
         )  # fmt: skip
         if self._continued:
             self.recording.expect_last_stamps()
+        following = asyncio.create_task(self.told.follow_loop(), name="lag")
+        self.told.follow_channels(self.config.metrics.channels)
         syncing = self.watched(asyncio.create_task(self._sync(), name="sync"))
         recovering = asyncio.create_task(self._recover(), name="recover")
         delivering = self.watched(asyncio.create_task(self._deliver(), name="deliver"))
@@ -121,7 +123,7 @@ class Daemon:
         try:
             await self.stopped.wait()
         finally:
-            await self._shut_down([syncing, recovering, self._loading], delivering)
+            await self._shut_down([syncing, following, recovering, self._loading], delivering)
 
     def watched(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         """The same task, which is to run for as long as the daemon does; if it ends, so does the daemon."""
@@ -141,6 +143,7 @@ class Daemon:
         for task in self._failed:
             error = None if task.cancelled() else task.exception()
             log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=error)
+        self.told.follow_channels(())
         await self.attendance.end_all()
         self.recording.tell_overflows(at_once=True)
         self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})
@@ -341,33 +344,7 @@ class Daemon:
 
     def snapshot(self) -> Snapshot:
         """Everything that metrics tell, at this instant."""
-        journal, status = self.journal, DeliveryStatus() if self.delivery is None else self.delivery.status
-        books = self.books()
-        pending = any(each.pending for each in books.values())
-        return Snapshot(
-            version=__version__,
-            books=books,
-            statuses={source.name: source.status for source in self.sources},
-            journal=JournalNumbers(
-                writable=journal.writable,
-                bytes=journal.bytes_used,
-                bytes_max=self.config.journal.max_bytes,
-                oldest_pending_seconds=time.monotonic() - status.drained_at if pending else 0.0,
-                written_bytes=journal.bytes_written,
-                syncs=journal.syncs,
-                damaged_bytes=journal.damaged_bytes,
-                trouble=journal.trouble,
-            ),
-            store=StoreNumbers(
-                up=status.database_up,
-                commits=status.commits,
-                commit_failures=status.failures,
-                commit_seconds=status.commit_seconds,
-                wire_to_commit_seconds=status.lag_seconds,
-            ),
-            trouble={**({"database": status.trouble} if status.trouble else {}), **self.trouble},
-            recovered=self.recovered,
-        )
+        return snapshot(self)
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:

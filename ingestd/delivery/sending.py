@@ -88,7 +88,6 @@ class Delivery:
         self._stopping = self._halting = False
         self._down_since = time.monotonic()  # … or since the last commit
         self._said: dict[str, tuple[str, float]] = {}  # what was said when, by stretch; "" is the database as a whole
-        self._rejected_count = 0
         self._backoff = Backoff(RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)  # of connecting
 
     def __repr__(self) -> str:
@@ -201,6 +200,7 @@ class Delivery:
         for cursor in self._cursors.values():
             cursor.confirmed = cursor.done = False
         await self._writer.open()
+        self.status.connections += 1
         stretches = self._journal.stretches()
         self._cursors = {each.id: self._cursors[each.id] for each in stretches if each.id in self._cursors}
         standings = await self._writer.standings([stretch.feed_id for stretch in stretches])
@@ -409,6 +409,7 @@ class Delivery:
     def _settle(self, cursor: Cursor, attempt: Prepared) -> None:
         """The attempt is committed: note it in the journal's books, unless it was sent for the second time."""
         position = attempt.batch.position_new
+        self.status.note_settled(attempt.signals_count, attempt.batch.copies, attempt.counts)
         if position > cursor.acknowledged:
             counts: Counter[str] = Counter()
             for record in attempt.records:
@@ -462,14 +463,14 @@ class Delivery:
         except IngestdError:
             cursor.reader.rewind(cursor.position)
             raise
-        self._rejected_count += 1
+        self.status.rejections += 1
         said, at = self._said.get("rejected", ("", 0.0))
         if str(error) != said or time.monotonic() - at > REPORT_SECONDS:
             self._said["rejected"] = (str(error), time.monotonic())
             log.error(
                 "rejected for good, %d records so far stretch=%s record=%d source=%s frames=%d: %s"
                 " (`ingestd journal export --rejected`)",
-                self._rejected_count, cursor.stretch_id, record.sequence, record.source, record.frames_count, error,
+                self.status.rejections, cursor.stretch_id, record.sequence, record.source, record.frames_count, error,
             )  # fmt: skip
         cursor.attempt = prepare_rejected(
             record, lost, cursor.state, position=cursor.position, acknowledged=self._acknowledged(cursor)

@@ -130,6 +130,7 @@ class Prepared:
     dropped: Mapping[str, Mapping[str, int]]  # frames of a source that the journal no longer had, by reason
     oldest_ns: int | None  # the least stamp in it, to tell how long a frame was under way
     signals_count: int
+    counts: Mapping[str, Counts] = field(default_factory=dict)  # what became of the frames of each source
     is_rejected: bool = False  # only the position moves
 
 
@@ -182,6 +183,7 @@ def prepare(
     copies: list[CopyData] = []
     groups: dict[int, SignalGroup] = {}
     signals_count, oldest_ns = 0, None
+    counts: dict[str, Counts] = {}
     for run in runs:
         placement = Placement(records[0].session_id, run.clock.utc_offset_ns, run.clock.state)
         frames: list[FrameBatch] = []
@@ -190,7 +192,8 @@ def prepare(
             frames.append(batch)
             decoded = _decode(decoders, batch, state.memory)
             signals += _mark_after_gap(decoded.batches, batch, state)
-            state.counts.setdefault(batch.source, Counts()).add(decoded.counts)
+            for totals in (state.counts, counts):
+                totals.setdefault(batch.source, Counts()).add(decoded.counts)
             signals_count += decoded.counts.signals
             least_ns = int(batch.ts_ns.min())
             oldest_ns = least_ns if oldest_ns is None else min(oldest_ns, least_ns)
@@ -212,7 +215,7 @@ def prepare(
         sessions=[session_edit(each.session_id, each.session()) for each in sessions if "time_base" in each.session()],
         events=events,
     )
-    return Prepared(transaction, state, records, lost, oldest_ns, signals_count)
+    return Prepared(transaction, state, records, lost, oldest_ns, signals_count, counts)
 
 
 def prepare_rejected(

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from ingestd.model import Event, Flag, FrameBatch, SourceStatus
+from ingestd.model import CONTROLLER_STATES, Event, Flag, FrameBatch, SourceStatus
 
 EVENTS_MAX: Final = 20
 EVENT_NS: Final = 5_000_000_000
@@ -55,6 +55,11 @@ class BusWatch:
         """The interface came up: whatever the state was, it begins anew."""
         self._state = self._told = BusState.ERROR_ACTIVE
         self._since_ns = self._untold_count = 0
+
+    @property
+    def name(self) -> str:
+        """The state, as `model.CONTROLLER_STATES` calls it; a controller that was restarted is active."""
+        return CONTROLLER_STATES[(self._state - 1) % BusState.BUS_OFF]
 
     @property
     def is_off(self) -> bool:

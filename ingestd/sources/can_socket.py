@@ -345,6 +345,11 @@ class CanSocket:
         info = self._socket.getsockopt(SOL_SOCKET, SO_MEMINFO, MEMINFO_BYTES)
         return int.from_bytes(info[4 * MEMINFO_DROPS :][:4], sys.byteorder)
 
+    def waiting_bytes(self) -> int:
+        """How much of the receive buffer is in use now."""
+        info = self._socket.getsockopt(SOL_SOCKET, SO_MEMINFO, MEMINFO_BYTES)
+        return int.from_bytes(info[:4], sys.byteorder)
+
     def close(self) -> None:
         """Let go of the interface. What is queued is lost."""
         self._socket.close()

@@ -33,6 +33,7 @@ import numpy as np
 from ingestd.backoff import Backoff
 from ingestd.clock import OFFSET_TOLERANCE_NS, WallClock, mono_ns, read_offset_ns
 from ingestd.model import Clock, ClockState, Event, Flag, Float64s, FrameBatch, Int64s, Link, Recorder, SourceStatus
+from ingestd.sources.can_load import BusLoad
 
 if TYPE_CHECKING:
     from can import BusABC, Message
@@ -69,7 +70,9 @@ class CanBus:
         self.interface = interface
         self.channel = channel
         self.options = {**_OPTIONS.get(interface, {}), **options}
-        self.status = SourceStatus()
+        rates = (options.get(key) for key in ("bitrate", "data_bitrate"))
+        self.load = BusLoad(*(rate if isinstance(rate, int) else 0 for rate in rates))
+        self.status = SourceStatus(load=self.load)
 
     def __repr__(self) -> str:
         return f"<CanBus {self.name}: {self.interface} {self.channel}, {self.status.link.value}>"
@@ -251,6 +254,7 @@ class _Reader:
         if errors_count:
             self._status.count("error_frames", errors_count)
         self._recorder.frames(batch, clock)
+        self._source.load.add(batch)
         was_ns, self._utc_offset_ns = self._utc_offset_ns, clock.utc_offset_ns
         if was_ns != self._utc_offset_ns:
             offsets = {"from_offset_ns": was_ns, "to_offset_ns": self._utc_offset_ns}

@@ -34,6 +34,8 @@ import numpy as np
 from ingestd.clock import mono_ns, read_offset_ns
 from ingestd.model import Event, FrameBatch, Int64s, Link, Recorder, SourceStatus
 from ingestd.sources.can_bus_state import BusWatch
+from ingestd.sources.can_link import ask
+from ingestd.sources.can_load import BusLoad
 from ingestd.sources.can_socket import CALLS_MAX, FILTERS_MAX, CanSocket, Frames, dropped_count, has_bus, join, look
 from ingestd.sources.kernel_stamps import KernelStamps
 
@@ -77,6 +79,7 @@ class SocketCan:
         self._coalesce_s = coalesce_s
         self._read_offset = read_offset
         self._bus = BusWatch(name, self.status)
+        self._load = self.status.load = BusLoad()
         self._socket: CanSocket | None = None
         self._ifindex = 0  # of the interface that the socket is bound to; 0: it is of no use any more
         self._was_away = False  # The kernel said so, though it may be back by the time that it is looked at.
@@ -146,6 +149,17 @@ class SocketCan:
             self._up(recorder)
         for event in self._bus.rest(mono_ns()):
             recorder.event(event)
+        self._look_at_controller()
+
+    def _look_at_controller(self) -> None:
+        """What it does, and how fast; and how full the receive buffer is."""
+        can_socket, status = self._socket, self.status
+        status.controller, status.buffer_bytes = "", None
+        if can_socket is not None:
+            controller = ask(self._ifindex)
+            status.controller = controller.state or self._bus.name
+            self._load.bitrate, self._load.data_bitrate = controller.bitrate, controller.data_bitrate
+            status.buffer_bytes, status.buffer_bytes_max = can_socket.waiting_bytes(), can_socket.buffer_bytes
 
     def _obstacle(self, recorder: Recorder) -> str:
         """Why no frames can come, in words for the operator, or nothing; opens the interface where there is one."""
@@ -246,6 +260,7 @@ class SocketCan:
                 recorder.frames(batch if len(stamped.spans) == 1 else batch[span.rows], span.clock)
             self._counted_ns = max(self._counted_ns, int(stamped.ts_ns[-1]))
             self._look_for_errors(batch, recorder)
+            self._load.add(batch)
         if stamped.step is not None:
             self._event(recorder, "clock_step", **stamped.step._asdict())
             moved_s = (stamped.step.to_offset_ns - stamped.step.from_offset_ns) / 1e9

@@ -9,15 +9,16 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from ingestd.metrics import Histogram, JournalNumbers, Snapshot, StoreNumbers, render
+from ingestd.metrics import ChannelValue, Histogram, JournalNumbers, Snapshot, SourceNumbers, StoreNumbers, render
 from ingestd.model import Books, Link, SourceStatus
 
 
 def a_snapshot() -> Snapshot:
-    commits, latency = Histogram([0.1, 1.0]), Histogram([0.5])
+    commits, latency, lag = Histogram([0.1, 1.0]), Histogram([0.5]), Histogram([0.001])
     for seconds in (0.05, 0.1, 0.2, 3.0):
         commits.observe(seconds)
     latency.observe(0.25)
+    lag.observe(0.0005)
     return Snapshot(
         version="1.2.3",
         books={
@@ -25,7 +26,10 @@ def a_snapshot() -> Snapshot:
             "gps": Books(received=7, committed=7),
         },
         statuses={
-            "can0": SourceStatus(Link.OPEN, counters={"bus_offs": 2, "error_frames": 3}),
+            "can0": SourceStatus(
+                Link.OPEN, counters={"bus_offs": 2, "error_frames": 3}, controller="error-passive", buffer_bytes=4096,
+                buffer_bytes_max=32 << 20,
+            ),
             "gps": SourceStatus(Link.RETRYING, "unplugged", {"skipped_bytes": 11, "odd-name": 1}),
         },
         journal=JournalNumbers(
@@ -33,8 +37,16 @@ def a_snapshot() -> Snapshot:
             syncs=9, damaged_bytes=13,
         ),
         store=StoreNumbers(
-            up=True, commits=4, commit_failures=1, commit_seconds=commits, wire_to_commit_seconds=latency
+            up=True, commits=4, commit_failures=1, rejections=2, reconnects=3, samples=900, copied_bytes=7000,
+            commit_seconds=commits, wire_to_commit_seconds=latency,
         ),
+        sources={
+            "can0": SourceNumbers(800, 0.25, 0.5, decoded=50, undecoded={"unknown": 8, "damaged": 2}, short=4),
+            "gps": SourceNumbers(70, 12.5),
+        },
+        loop_lag_seconds=lag,
+        is_clock_set=False,
+        channels=[ChannelValue("can0", "Engine.Speed", "rpm", 1500.5)],
     )  # fmt: skip
 
 
@@ -85,6 +97,25 @@ def test_every_number_is_told() -> None:
         "ingestd_source_error_frames_total{source=can0}": 3,
         "ingestd_source_skipped_bytes_total{source=gps}": 11,
         "ingestd_source_odd_name_total{source=gps}": 1,
+        "ingestd_source_received_bytes_total{source=can0}": 800,
+        "ingestd_source_received_bytes_total{source=gps}": 70,
+        "ingestd_source_last_frame_age_seconds{source=can0}": 0.25,
+        "ingestd_source_last_frame_age_seconds{source=gps}": 12.5,
+        "ingestd_frames_decoded_total{source=can0}": 50,
+        "ingestd_frames_decoded_total{source=gps}": 0,
+        "ingestd_frames_undecoded_total{reason=unknown,source=can0}": 8,
+        "ingestd_frames_undecoded_total{reason=damaged,source=can0}": 2,
+        "ingestd_frames_undecoded_total{reason=unknown,source=gps}": 0,
+        "ingestd_frames_undecoded_total{reason=damaged,source=gps}": 0,
+        "ingestd_frames_short_total{source=can0}": 4,
+        "ingestd_frames_short_total{source=gps}": 0,
+        "ingestd_can_bus_load_ratio{source=can0}": 0.5,
+        "ingestd_can_controller_state{source=can0,state=error-active}": 0,
+        "ingestd_can_controller_state{source=can0,state=error-warning}": 0,
+        "ingestd_can_controller_state{source=can0,state=error-passive}": 1,
+        "ingestd_can_controller_state{source=can0,state=bus-off}": 0,
+        "ingestd_source_receive_buffer_bytes{source=can0}": 4096,
+        "ingestd_source_receive_buffer_max_bytes{source=can0}": 32 << 20,
         "ingestd_journal_writable": 1,
         "ingestd_journal_bytes": 32 << 20,
         "ingestd_journal_max_bytes": 8 << 30,
@@ -95,6 +126,16 @@ def test_every_number_is_told() -> None:
         "ingestd_database_up": 1,
         "ingestd_commits_total": 4,
         "ingestd_commit_failures_total": 1,
+        "ingestd_copy_rejections_total": 2,
+        "ingestd_database_reconnects_total": 3,
+        "ingestd_samples_committed_total": 900,
+        "ingestd_committed_bytes_total": 7000,
+        "ingestd_event_loop_lag_seconds_bucket{le=0.001}": 1,
+        "ingestd_event_loop_lag_seconds_bucket{le=+Inf}": 1,
+        "ingestd_event_loop_lag_seconds_count": 1,
+        "ingestd_event_loop_lag_seconds_sum": 0.0005,
+        "ingestd_clock_set": 0,
+        "ingestd_channel_value{channel=Engine.Speed,source=can0,unit=rpm}": 1500.5,
         "ingestd_commit_seconds_bucket{le=0.1}": 2,
         "ingestd_commit_seconds_bucket{le=1.0}": 3,
         "ingestd_commit_seconds_bucket{le=+Inf}": 4,

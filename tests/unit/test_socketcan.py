@@ -54,6 +54,9 @@ class FakeSocket:
     def lost(self) -> int:
         return self.lost_count
 
+    def waiting_bytes(self) -> int:
+        return 4096
+
     def close(self) -> None:
         self.closed = True
         os.close(self._readable)

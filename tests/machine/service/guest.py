@@ -32,6 +32,7 @@ from guest_machine import (
     journalled,
     log,
     metric,
+    metrics,
     run,
     say,
     settle,
@@ -112,7 +113,12 @@ def look_at_bus() -> None:
     """can0 is as 80-can0.network has it."""
     wait_until(lambda: all("UP" in run("ip", "link", "show", name) for name in ("can0", "can1")), "the buses are up")
     bus = json.loads(run("ip", "-details", "-json", "link", "show", "can0"))[0]["linkinfo"]["info_data"]
-    found = bus["bittiming"]["bitrate"], bus["bittiming"]["sample_point"], bus.get("restart_ms"), bus["ctrlmode"]
+    found = (
+        bus["bittiming"]["bitrate"],
+        bus["bittiming"]["sample_point"],
+        bus.get("restart_ms"),
+        bus.get("ctrlmode", []),
+    )
     wanted = 500_000, "0.875", 100, []
     check(f"can0: bit rate, sample point, restart-ms, modes: {found}", found == wanted, wanted)
 
@@ -159,6 +165,13 @@ def record_bus(bus: Bus) -> None:
     check("1000 frames of the emulated controller are stored, each once", counts == Counter(bus.numbers()), len(counts))
     [(decoded,)] = sql("SELECT count(DISTINCT value_num) FROM signals WHERE channel = 'Counter.Number'")
     check("and decoded", decoded == 1000, decoded)
+    said = [line for line in metrics().splitlines() if line.startswith("ingestd_can_")]
+    load = next(
+        (line.split()[1] for line in said if line.startswith('ingestd_can_bus_load_ratio{source="can0"}')), None
+    )
+    check(f"the load of the bus is known, of its bit rate: {load}", load is not None and 0 <= float(load) < 1, said)
+    active = 'ingestd_can_controller_state{source="can0",state="error-active"} 1.0'
+    check("and the state of its controller", active in said, said)
 
 
 def record_line(host: Host) -> None:

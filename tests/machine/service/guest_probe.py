@@ -35,7 +35,7 @@ TRIES: dict[str, Callable[[], object]] = {
     "others' processes": lambda: Path("/proc/1").stat(),
     "homes": lambda: list(Path("/home").iterdir()),
     "a file of the system": lambda: opened("/opt/open/file", os.O_CREAT | os.O_WRONLY),
-    "a family of sockets": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "a family of sockets": lambda: socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET).close(),
     "a CAN socket": lambda: socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW).close(),
     "a call that is filtered": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
     "stepping back": lambda: os.nice(1),
