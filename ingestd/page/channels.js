@@ -65,7 +65,7 @@ export class Table {
     }
     const old = [...this.table.tBodies];
     this.table.append(...[...bodies].map(([source, rows]) => {
-      const head = element("tr", { className: "source" }, element("th", { scope: "rowgroup", colSpan: 7 }, source));
+      const head = element("tr", { className: "source" }, element("th", { scope: "rowgroup", colSpan: 4 }, source));
       return element("tbody", {}, head, ...rows);
     }));
     for (const body of old) body.remove();

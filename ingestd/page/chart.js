@@ -7,7 +7,7 @@ import { decimal, element, kept, write } from "./format.js";
 
 const CHANNELS_MAX = 8;
 const DRAW_MS = 450;
-const PANEL_PIXELS = 150;
+const PANEL_PIXELS = [0, 240, 170, 130]; // by how many there are
 
 const $ = (id) => document.getElementById(id);
 
@@ -59,7 +59,8 @@ export class Chart {
 
   list() {
     $("charted").replaceChildren(...this.charted.map((key, at) => {
-      const button = element("button", { type: "button", title: `Take ${key} out of the chart` }, key);
+      const button = element("button", { type: "button", title: `Take ${key} out of the chart` },
+        element("span", { className: "unseen" }, "Take out of the chart: "), key.slice(key.lastIndexOf("/") + 1));
       button.dataset.colour = String(at + 1);
       button.addEventListener("click", () => this.toggle(key));
       return element("li", {}, button);
@@ -106,7 +107,7 @@ export class Chart {
     const traces = channels.flatMap((channel, at) => channel
       ? this.traces(channel, colour(`--c${at + 1}`), units.indexOf(channel.unit)) : []);
     const place = $("plot");
-    place.style.height = `${units.length * PANEL_PIXELS + 46}px`;
+    place.style.height = `${units.length * (PANEL_PIXELS[units.length] ?? 115) + 46}px`;
     await window.Plotly.react(place, traces, this.layout(units, colour), { displayModeBar: false, displaylogo: false, responsive: true });
     if (!this.listening) {
       this.listening = true;
@@ -137,7 +138,8 @@ export class Chart {
     });
     const common = { x, mode: "lines", type: "scatter", yaxis: panel ? `y${panel + 1}` : "y", showlegend: false };
     const shape = channel.labelled ? "hv" : "linear";
-    const range = { ...common, hoverinfo: "skip", line: { width: 0, shape } };
+    // What is known of the time between two points is known at the later one: steps backwards.
+    const range = { ...common, hoverinfo: "skip", line: { width: 0, shape: "vh" } };
     return [
       { ...range, y: low },
       { ...range, y: high, fill: "tonexty", fillcolor: faint(colour) },

@@ -39,8 +39,8 @@ export function showState(state) {
   else tile("books", lost ? "warn" : "ok", "balanced", lost ? `${whole(lost)} frames lost` : "nothing lost");
 
   const behind = state.backlog_seconds > 10;
-  tile("backlog", behind ? "warn" : "", behind ? duration(state.backlog_seconds) : "none",
-    `${whole(state.backlog_frames)} frames wait`);
+  tile("backlog", behind ? "warn" : "", state.backlog_frames ? duration(state.backlog_seconds) : "none",
+    state.backlog_frames ? `${whole(state.backlog_frames)} frames wait` : "everything is stored");
 
   const trouble = { ...state.trouble };
   const why = trouble.database ?? "";

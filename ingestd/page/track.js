@@ -48,7 +48,8 @@ export class Track {
       const [, before, last] = latitude.key.match(/^(.*?)([^./]*)$/);
       if (!LATITUDE.test(last) || this.pairs.has(latitude.key)) continue;
       const names = [last.replace(/latitude/i, alike("longitude")), last.replace(/lat/i, alike("lon")), last.replace(/lat/i, alike("lng"))];
-      const longitude = names.map((name) => this.channels.all.get(before + name)).find(Boolean);
+      const longitude = names.filter((name) => name !== last)
+        .map((name) => this.channels.all.get(before + name)).find(Boolean);
       if (!longitude) continue;
       this.pairs.set(latitude.key, { latitude, longitude, points: [], lastNs: 0 });
       $("track-source").append(new Option((before || latitude.source).replace(/[./]$/, ""), latitude.key));
