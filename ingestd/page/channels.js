@@ -21,8 +21,12 @@ export class Table {
     this.all = false;
     this.observer = new IntersectionObserver((changes) => {
       for (const { target, isIntersecting } of changes) {
-        if (isIntersecting) this.seen.add(target);
-        else this.seen.delete(target);
+        if (isIntersecting) {
+          this.seen.add(target);
+          this.drawRow(target);
+        } else {
+          this.seen.delete(target);
+        }
       }
     }, { rootMargin: "200px" });
     $("search").value = kept.read("search", "");
@@ -89,7 +93,6 @@ export class Table {
       element("td", { className: "unit" }), element("td", { className: "number rate" }), cell, element("td", { className: "note" }));
     row.dataset.key = channel.key;
     Object.assign(row, { channel, line, button });
-    channel.changed = true;
     this.rows.set(channel.key, row);
     this.observer.observe(row);
     this.showPicked(row);
@@ -108,20 +111,23 @@ export class Table {
 
   draw() {
     if (this.channels.added) this.arrange();
-    for (const row of this.seen) {
-      const { channel, cells } = row;
-      const quiet = this.channels.quietSeconds(channel);
-      if (!channel.changed && !quiet) continue;
-      channel.changed = false;
-      write(cells[2], inWords(channel));
-      write(cells[3], channel.unit);
-      write(cells[4], quiet ? "" : rate(channel.rate));
-      const bad = QUALITIES.filter(([bit]) => channel.quality & bit).map(([, word]) => word);
-      write(cells[6], [...bad, ...(quiet ? [`${duration(quiet)} ago`] : [])].join(", "));
-      row.classList.toggle("quiet", quiet > 0);
-      row.classList.toggle("doubtful", channel.quality !== 0);
-      this.drawSpark(row.line, channel);
-    }
+    for (const row of this.seen) this.drawRow(row);
+  }
+
+  drawRow(row) {
+    const { channel, cells } = row;
+    const quiet = this.channels.quietSeconds(channel);
+    if (row.drawn === channel.heardMs && !quiet) return;
+    row.drawn = channel.heardMs;
+    write(cells[2], inWords(channel));
+    write(cells[3], channel.unit);
+    cells[2].dataset.unit = channel.unit; // for phones, whose tables have no column for it
+    write(cells[4], quiet ? "" : rate(channel.rate));
+    const bad = QUALITIES.filter(([bit]) => channel.quality & bit).map(([, word]) => word);
+    write(cells[6], [...bad, ...(quiet ? [`${duration(quiet)} ago`] : [])].join(", "));
+    row.classList.toggle("quiet", quiet > 0);
+    row.classList.toggle("doubtful", channel.quality !== 0);
+    this.drawSpark(row.line, channel);
   }
 
   drawSpark(line, channel) {

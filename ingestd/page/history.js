@@ -71,7 +71,6 @@ export class Channel {
     this.decimals = 0;
     this.counts = []; // [ms, samples], for the rate
     this.labelled = false;
-    this.changed = true;
   }
 
   take(said, nowMs) {
@@ -82,7 +81,6 @@ export class Channel {
     this.monoNs = said.ts_mono_ns;
     this.atMs = Date.parse(said.ts_utc);
     this.heardMs = nowMs;
-    this.changed = true;
     this.counts.push([nowMs, said.samples]);
     while (this.counts.length > 2 && this.counts[1][0] < nowMs - RATE_MS) this.counts.shift();
     if (this.number === null) return;
