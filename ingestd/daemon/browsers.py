@@ -51,7 +51,7 @@ def guarded(handler: Handler, check: Check) -> Callable[[web.Request], Awaitable
 def may_look(listen: str) -> Check:
     """The check of who may look, where the address that is listened at has this host. Raises Forbidden."""
     name = socket.gethostname().lower()
-    ours = {"localhost", name, f"{name}.local", listen.lower()}
+    ours = {"localhost", name, f"{name}.local", listen.lower()} - {""}
 
     def check(request: web.Request) -> None:
         host = _host_of(_netloc(request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -41,7 +42,8 @@ def gps(tmp_path: Path) -> Iterator[Instrument]:
     device = Instrument(tmp_path / "gps", pause_s=0.005, say=sentence)
     device.start()
     yield device
-    device.close()
+    with contextlib.suppress(OSError):  # A test may have pulled it.
+        device.close()
 
 
 def source_of(gps: Instrument) -> str:
@@ -98,7 +100,7 @@ class Page:
     def __init__(self, browser: webdriver.Chrome) -> None:
         self.browser = browser
 
-    def open(self, recorder: Recorder, *, width: int = 1280, height: int = 900) -> None:
+    def open(self, recorder: Recorder, *, width: int = 1280, height: int = 2400) -> None:
         """Load the page of a daemon, and wait until it is heard."""
         self.resize(width, height)
         self.browser.get(f"http://{address_of(recorder)}/")
