@@ -108,13 +108,13 @@ export class Chart {
       ? this.traces(channel, colour(`--c${at + 1}`), units.indexOf(channel.unit)) : []);
     const place = $("plot");
     place.style.height = `${units.length * (PANEL_PIXELS[units.length] ?? 115) + 46}px`;
-    await window.Plotly.react(place, traces, this.layout(units, colour), { displayModeBar: false, displaylogo: false, responsive: true });
+    await window.Plotly.react(place, traces, this.layout(units, colour), { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: false });
     if (!this.listening) {
       this.listening = true;
       place.on("plotly_relayout", (change) => {
         if (change["xaxis.range[0]"] !== undefined) this.hold(true); // Who looks closer does not want it to move away.
-        if (change["xaxis.autorange"]) this.hold(false);
       });
+      place.on("plotly_doubleclick", () => this.hold(false));
     }
   }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from tests.conftest import psql
@@ -56,6 +57,11 @@ def test_values_move_and_are_found(daemon: Recorder, page: Page) -> None:
     assert page.one(f"{row} .pick").get_attribute("aria-pressed") == "true"
     assert page.text("#charted button").endswith("GGA.alt")
     page.until(lambda: any(len(line.get_attribute("d")) > 100 for line in page.all("#plot .js-line")), "chart")
+    plot = page.one("#plot .nsewdrag")
+    ActionChains(page.browser).drag_and_drop_by_offset(plot, 150, 0).perform()
+    page.until(lambda: page.text("#chart-hold") == "Held", "chart that is held: somebody looks closer")
+    ActionChains(page.browser).double_click(page.one("#plot .nsewdrag")).perform()
+    page.until(lambda: page.text("#chart-hold") == "Hold", "chart that goes on")
     page.until(lambda: len(page.one("#map .way").get_attribute("d")) > 100, "track")
     assert page.text("#track-position").startswith("52.")
     assert ", 13." in page.text("#track-position")
