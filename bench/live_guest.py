@@ -236,7 +236,7 @@ class Daemon:
         self.journal = folder / "journal"
         self.log = folder / "log"
         self.dsn = dsn
-        self._http, self._buses = free_address(), buses
+        self.address, self._buses = free_address(), buses
         config = folder / "ingestd.toml"
         of_each = dbcs or [dbc] * buses
         tables = "\n".join(
@@ -244,7 +244,7 @@ class Daemon:
         )
         config.write_text(
             f'[database]\ndsn = "{dsn}"\n[journal]\npath = "{self.journal}"\nmax_bytes = "{max_bytes}"\n'
-            f'[http]\nlisten = "{self._http}"\n{settings}\n{tables}\n'
+            f'[http]\nlisten = "{self.address}"\n{settings}\n{tables}\n'
         )
         self.started_ns = time.monotonic_ns()
         with self.log.open("wb") as log:
@@ -268,7 +268,7 @@ class Daemon:
     def metrics(self) -> dict[str, float]:
         """Its metrics, summed over labels; empty if it does not answer yet."""
         try:
-            with urllib.request.urlopen(f"http://{self._http}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
         except OSError:
             return {}

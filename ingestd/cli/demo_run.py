@@ -24,15 +24,18 @@ from ingestd.cli.console import Listing, out, run, warn
 from ingestd.cli.demo_view import Reading, View
 from ingestd.cli.running import LogLine
 from ingestd.config import Config, load_config
+from ingestd.daemon.api import api_routes
 from ingestd.daemon.devices import open_sources
 from ingestd.daemon.endpoints import serve
+from ingestd.daemon.live import Value
+from ingestd.daemon.page import page_routes
 from ingestd.daemon.service import Daemon
 from ingestd.demo import BUSES, DEMO_TRACK, GPS
 from ingestd.demo.simulation import BusKind, Simulation
-from ingestd.errors import IngestdError, StoreError
+from ingestd.errors import IngestdError
 from ingestd.model import Books, Link
 from ingestd.store import embedded
-from ingestd.store.watch import Latest, Watch, open_watch
+from ingestd.store.watch import open_watch
 
 OPEN_SECONDS_MAX = 30.0
 ARRIVE_SECONDS_MAX = 10.0
@@ -112,7 +115,8 @@ class _Demo:
             running = asyncio.create_task(daemon.run(), name="daemon")
             running.add_done_callback(lambda _: self._stop.set())
             try:
-                async with serve(self._config.http.listen, daemon.snapshot) as endpoints:
+                routes = [*page_routes(), *api_routes(daemon)]
+                async with serve(self._config.http.listen, daemon.snapshot, routes=routes) as endpoints:
                     # The books are of this process alone until the journal knows what earlier ones left.
                     await self._until(lambda: _all_open(daemon) and daemon.recovered, OPEN_SECONDS_MAX)
                     if not _all_open(daemon) and not self._stop.is_set():
@@ -122,7 +126,7 @@ class _Demo:
                     await asyncio.to_thread(self._simulation.play)
                     listening = str(endpoints.address) if endpoints is not None and endpoints.address else None
                     self._say_where(daemon, listening)
-                    await self._watch(daemon, watch, before, seconds)
+                    await self._watch(daemon, before, seconds)
                     await self._finish(daemon, running, before)
             finally:
                 daemon.stop("the demo is over")
@@ -134,7 +138,9 @@ class _Demo:
         places = self._simulation.places
         devices = ", ".join(f"{name} on {place.get('channel') or place['port']}" for name, place in places.items())
         out.print(f"car       {devices}")
-        out.print(f"metrics   {f'http://{listening}/metrics' if listening else 'not served: the address is taken'}")
+        out.print(f"page      {f'http://{listening}/' if listening else 'not served: the address is taken'}")
+        if listening:
+            out.print(f"metrics   http://{listening}/metrics")
         out.print(f"config    {self._config_path}")
         out.print(f"data      {_psql(self._dsn)}")
         query = f"SELECT channel, value_num, value_text, unit FROM latest_signals('{daemon.session_id}') ORDER BY 1"
@@ -144,11 +150,26 @@ class _Demo:
     def _config_path(self) -> Path:
         return self._config.journal.path.parent / "ingestd.toml"
 
-    async def _watch(self, daemon: Daemon, watch: Watch, before: Mapping[str, Books], seconds: float | None) -> None:
+    async def _watch(self, daemon: Daemon, before: Mapping[str, Books], seconds: float | None) -> None:
         """Show how it goes."""
         deadline = None if seconds is None else time.monotonic() + seconds
         began = time.monotonic()
-        latest: dict[tuple[str, str], Latest] = {}
+        latest: dict[tuple[str, str], Value] = {}
+        watching = asyncio.create_task(_keep_latest(daemon, latest), name="watch")
+        try:
+            await self._show(daemon, before, began, deadline, latest)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _show(
+        self,
+        daemon: Daemon,
+        before: Mapping[str, Books],
+        began: float,
+        deadline: float | None,
+        latest: Mapping[tuple[str, str], Value],
+    ) -> None:
         with View(out, LINE_SECONDS) as view:
             while True:
                 left = LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline - time.monotonic())
@@ -157,9 +178,6 @@ class _Demo:
                 await self._until(lambda: False, left)
                 if self._stop.is_set():
                     return
-                # The database may be away: that is what the journal is for, and the daemon says so in the notes.
-                with contextlib.suppress(StoreError):
-                    latest = await watch.latest(daemon.session_id)
                 reading = Reading(
                     seconds=time.monotonic() - began,
                     sent=self._simulation.sent(),
@@ -189,6 +207,13 @@ class _Demo:
         while not condition() and not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), min(left, POLL_SECONDS))
+
+
+async def _keep_latest(daemon: Daemon, latest: dict[tuple[str, str], Value]) -> None:
+    """Keep the newest value of each channel, until cancelled."""
+    async with contextlib.aclosing(daemon.live.watch("*", LOOK_SECONDS / 2)) as watch:
+        async for values in watch:
+            latest.update({(value.source, value.channel): value for value in values})
 
 
 def _all_open(daemon: Daemon) -> bool:

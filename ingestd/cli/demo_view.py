@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ingestd.daemon.live import Value
 from ingestd.metrics import Snapshot
 from ingestd.model import Books
-from ingestd.store.watch import Latest
 
 
 class Shown(NamedTuple):
@@ -58,17 +58,17 @@ class Reading:
     books: Mapping[str, Books]  # of this run
     snapshot: Snapshot
     lag_seconds: float | None
-    latest: Mapping[tuple[str, str], Latest]
+    latest: Mapping[tuple[str, str], Value]
     notes: list[str]
 
     def value(self, shown: Shown) -> str:
         """A channel's latest value with its unit, its label if it has one, or a dash."""
         found = self.latest.get((shown.source, shown.channel))
-        if found is None or (found.value_num is None and found.value_text is None):
+        if found is None or (found.number is None and found.text is None):
             return "-"
-        if found.value_text is not None:
-            return found.value_text
-        rounded = round(found.value_num or 0.0, shown.digits) + 0.0  # There is no minus zero for drivers.
+        if found.text is not None:
+            return found.text
+        rounded = round(found.number or 0.0, shown.digits) + 0.0  # There is no minus zero for drivers.
         return f"{rounded:.{shown.digits}f} {found.unit or ''}".rstrip()
 
 

@@ -72,7 +72,7 @@ class ControlSocket:
         self.path = path
         self._identity: tuple[int, int] | None = None  # device and inode of our socket
         self._said = ""
-        app = web.Application(middlewares=[_errors_as_json])
+        app = web.Application(middlewares=[errors_as_json])
         app.router.add_routes(routes)
         self._runner = LimitedRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
 
@@ -133,7 +133,8 @@ async def serve(path: Path, routes: Routes) -> AsyncIterator[ControlSocket]:
 
 
 @web.middleware
-async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The answer of a handler, or what it raises as an answer."""
     try:
         return await handler(request)
     except IngestdError as error:

@@ -4,11 +4,11 @@
     /health    200 as long as the event loop answers
     /ready     200 or 503: every source has its device or is looking for it, and the journal takes frames; and what
                else is wrong, in words: a database that takes nothing, a signal database that cannot be read
-    /          a line about each of them
+    /          a line about each of them, for a browser the page (page.py), whose data is under /api (api.py)
 
 Recording never depends on this: an address that is taken or not there yet is said once and tried again for as long as
-the daemon runs. There is no authentication and nothing can be changed from here; by default it listens on the machine
-itself alone.
+the daemon runs. There is no authentication, and what may be changed from here and by whom is in browsers.py; by default
+it listens on the machine itself alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import asyncio
 import errno
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -35,6 +35,7 @@ INDEX = """ingestd
 /metrics  numbers for Prometheus
 /health   200 while it runs
 /ready    200 while it records, 503 and the reasons while it does not
+/         the live page, for a browser
 """
 
 HINTS = {
@@ -50,14 +51,18 @@ class Endpoints:
     """A server that is or will be listening. `address` is where, None until then; a port of 0 has become a real one."""
 
     def __init__(
-        self, listen: Address, snapshot: Callable[[], Snapshot], unready_now: Callable[[], Mapping[str, str]]
+        self,
+        listen: Address,
+        snapshot: Callable[[], Snapshot],
+        unready_now: Callable[[], Mapping[str, str]],
+        routes: Sequence[web.RouteDef] = (),
     ) -> None:
         self.address: Address | None = None
         self._listen = listen
         self._snapshot = snapshot
         self._unready = unready_now
         app = web.Application()
-        app.router.add_get("/", self._index)
+        app.router.add_routes(routes or [web.get("/", index)])
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/health", self._health)
         app.router.add_get("/ready", self._ready)
@@ -91,9 +96,6 @@ class Endpoints:
         """Stop listening and end what is under way."""
         await self._runner.cleanup()
 
-    async def _index(self, _: web.Request) -> web.Response:
-        return web.Response(text=INDEX)
-
     async def _metrics(self, request: web.Request) -> web.Response:
         body, content_type = render(self._snapshot(), request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
@@ -118,11 +120,19 @@ class Endpoints:
         )
 
 
+async def index(_: web.Request) -> web.StreamResponse:
+    """What there is, in text."""
+    return web.Response(text=INDEX)
+
+
 @asynccontextmanager
 async def serve(
-    listen: Address | None, snapshot: Callable[[], Snapshot], unready_now: Callable[[], Mapping[str, str]] | None = None
+    listen: Address | None,
+    snapshot: Callable[[], Snapshot],
+    unready_now: Callable[[], Mapping[str, str]] | None = None,
+    routes: Sequence[web.RouteDef] = (),
 ) -> AsyncIterator[Endpoints | None]:
-    """Serve at an address while inside; None serves nothing.
+    """Serve at an address while inside; None serves nothing. `routes` are further ones, with one for `/` among them.
 
     `snapshot` and `unready_now` (by default: what `unready` says of the snapshot) are called on the event loop for
     every request. Neither starting nor what happens later raises.
@@ -130,7 +140,7 @@ async def serve(
     if listen is None:
         yield None
         return
-    endpoints = Endpoints(listen, snapshot, unready_now or (lambda: unready(snapshot())))
+    endpoints = Endpoints(listen, snapshot, unready_now or (lambda: unready(snapshot())), routes)
     listening = asyncio.create_task(endpoints.listen(), name="http")
     # Usually it is there at once; whoever needs `address` then has it, and nobody waits for one that is taken.
     await asyncio.wait([listening], timeout=0.1)

@@ -1,4 +1,4 @@
-"""The latest value of every channel, for people who watch: `ingestd tail`.
+"""The latest value of every channel, for people who watch: `ingestd tail`, the page, the demo.
 
 Frames go into the journal first, as always; here they are decoded a second time, and only while somebody watches. That
 takes nothing from recording: what comes faster than it can be decoded is left out here, and a watcher who reads slowly
@@ -31,7 +31,11 @@ FRAMES_WAITING_MAX: Final = 50_000
 
 
 class Value(NamedTuple):
-    """A channel's newest sample. `samples` is how many there were since somebody began to watch."""
+    """A channel's newest sample. `samples` is how many there were since somebody began to watch.
+
+    `minimum` and `maximum` are those of the numbers since the watcher was told last: what is looked at now and then
+    shows peaks all the same.
+    """
 
     source: str
     channel: str
@@ -42,18 +46,34 @@ class Value(NamedTuple):
     unit: str | None
     quality: int
     samples: int
+    minimum: float | None = None
+    maximum: float | None = None
 
     def as_json(self) -> dict[str, str | int | float | None]:
         """For programs. JSON has no infinity: that is none, with the quality that it has."""
-        number = self.number if self.number is None or math.isfinite(self.number) else None
         return {
-            "ts_utc": self._utc(), "ts_mono_ns": self.ts_mono_ns, "source": self.source, "channel": self.channel,
-            "value_num": number, "value_text": self.text, "unit": self.unit, "quality": self.quality,
-            "samples": self.samples,
+            "ts_utc": utc(self.ts_utc_ns), "ts_mono_ns": self.ts_mono_ns, "source": self.source,
+            "channel": self.channel, "value_num": _finite(self.number), "value_text": self.text, "unit": self.unit,
+            "quality": self.quality, "samples": self.samples, "minimum": _finite(self.minimum),
+            "maximum": _finite(self.maximum),
         }  # fmt: skip
 
-    def _utc(self) -> str:
-        return str(np.datetime64(self.ts_utc_ns, "ns")) + "Z"
+    def spanning(self, before: Value | None) -> Value:
+        """This one, with the minimum and maximum of both."""
+        if before is None:
+            return self
+        low = [each for each in (before.minimum, self.minimum) if each is not None]
+        high = [each for each in (before.maximum, self.maximum) if each is not None]
+        return self._replace(minimum=min(low, default=None), maximum=max(high, default=None))
+
+
+def utc(ts_ns: int) -> str:
+    """An instant in ISO 8601, to the nanosecond."""
+    return str(np.datetime64(ts_ns, "ns")) + "Z"
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 class Live:
@@ -69,14 +89,12 @@ class Live:
         self._waiting: deque[tuple[FrameBatch, Clock]] = deque()
         self._waiting_count = 0
         self._values: dict[tuple[str, str], Value] = {}
-        self._changed: dict[tuple[str, str], int] = {}  # in which round it last changed
-        self._round = 0
         self._decoded = asyncio.Condition()
-        self._watchers = 0
+        self._watchers: list[dict[tuple[str, str], Value]] = []  # for each, what has changed since it was told
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Live: {self._watchers} watchers, {len(self._values)} channels>"
+        return f"<Live: {len(self._watchers)} watchers, {len(self._values)} channels>"
 
     @property
     def channels(self) -> int:
@@ -108,31 +126,31 @@ class Live:
             if batch.source in self._remembering and self._noting is not None:
                 self._noting.remember(batch, self._memory.setdefault(batch.source, {}))
 
-    async def watch(self, pattern: str, seconds: float) -> AsyncGenerator[list[Value]]:
+    async def watch(
+        self, pattern: str, seconds: float, quiet_seconds: float = QUIET_SECONDS
+    ) -> AsyncGenerator[list[Value]]:
         """What has changed of the channels that match, at most once in so many seconds; the first time, all there is.
 
-        Nothing, now and then, where nothing changes: so a watcher knows that somebody is there.
+        Nothing, after `quiet_seconds`, where nothing changes: so a watcher knows that somebody is there.
         `pattern` is of the shell's kind, of `source/channel`; without `*` or `?` it may stand anywhere in that.
         """
-        self._watchers += 1
+        news = dict(self._values)
+        self._watchers.append(news)
         if self._task is None:
             self._task = asyncio.create_task(self._decode(), name="live")
-        seen = 0
         try:
             while True:
                 async with self._decoded:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(QUIET_SECONDS):
-                            while self._round <= seen:
+                        async with asyncio.timeout(quiet_seconds):
+                            while not news:
                                 await self._decoded.wait()
-                    changed = [
-                        self._values[key] for key, at in self._changed.items() if at > seen and matches(pattern, *key)
-                    ]
-                    seen = self._round
+                    changed = [value for key, value in news.items() if matches(pattern, *key)]
+                    news.clear()
                 yield changed
                 await asyncio.sleep(seconds)
         finally:
-            self._watchers -= 1
+            self._watchers = [each for each in self._watchers if each is not news]
             if not self._watchers:
                 await self._end()
 
@@ -146,7 +164,6 @@ class Live:
                 await task
         self._waiting.clear()
         self._values.clear()
-        self._changed.clear()
         self._waiting_count = self.frames_left_out = 0
 
     async def _decode(self) -> None:
@@ -161,12 +178,13 @@ class Live:
             waiting, self._waiting, self._waiting_count = self._waiting, deque(), 0
             newest = await asyncio.to_thread(_newest, waiting, decoders, memory)
             async with self._decoded:
-                self._round += 1
                 for key, value in newest.items():
                     before = self._values.get(key)
-                    samples = value.samples + (0 if before is None else before.samples)
-                    self._values[key] = value._replace(samples=samples)
-                    self._changed[key] = self._round
+                    if before is not None:
+                        value = value._replace(samples=value.samples + before.samples)
+                    self._values[key] = value
+                    for news in self._watchers:
+                        news[key] = value.spanning(news.get(key))
                 self._decoded.notify_all()
 
 
@@ -193,6 +211,7 @@ def _take(signals: SignalBatch, clock: Clock, newest: dict[tuple[str, str], Valu
     if not len(signals):
         return
     group = signals.group
+    low, high = np.fmin.reduce(signals.value, axis=1).tolist(), np.fmax.reduce(signals.value, axis=1).tolist()
     for row, channel in enumerate(group.channels):
         key = group.source, channel.name
         at, count = len(signals) - 1, len(signals)
@@ -204,16 +223,22 @@ def _take(signals: SignalBatch, clock: Clock, newest: dict[tuple[str, str], Valu
         ts_ns = int(signals.ts_ns[at])
         before = newest.get(key)
         samples = count + (0 if before is None else before.samples)
-        if before is not None and before.ts_mono_ns > ts_ns:
-            newest[key] = before._replace(samples=samples)
-            continue
         number = float(signals.value[row, at])
         text = None if signals.text is None else signals.text[row, at]
-        newest[key] = Value(
+        value = Value(
             group.source, channel.name, ts_ns, ts_ns + clock.utc_offset_ns,
-            None if math.isnan(number) else number, _label(channel, number) if text is None else text, channel.unit,
+            _number(number), _label(channel, number) if text is None else text, channel.unit,
             0 if signals.quality is None else int(signals.quality[row, at]), samples,
+            _number(low[row]), _number(high[row]),
         )  # fmt: skip
+        if before is not None and before.ts_mono_ns > ts_ns:
+            newest[key] = before._replace(samples=samples).spanning(value)
+        else:
+            newest[key] = value.spanning(before)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _label(channel: Channel, number: float) -> str | None:

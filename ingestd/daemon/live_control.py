@@ -24,7 +24,7 @@ def live_routes(daemon: Daemon) -> list[web.RouteDef]:
     """The routes, for `control.serve`."""
 
     async def tail(request: web.Request) -> web.StreamResponse:
-        pattern, seconds = request.query.get("pattern", "*"), _seconds(request.query.get("seconds", "0.5"))
+        pattern, seconds = request.query.get("pattern", "*"), seconds_of(request.query.get("seconds", "0.5"))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         # A reset is how a watcher says goodbye.
@@ -41,7 +41,8 @@ def live_routes(daemon: Daemon) -> list[web.RouteDef]:
     return [web.get("/tail", tail), web.get("/tail/channels", count)]
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """How often somebody wants to be told. Raises UsageError."""
     try:
         seconds = float(text)
     except ValueError:

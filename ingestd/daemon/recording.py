@@ -10,6 +10,8 @@ order; then it becomes a gap.
 Limits: a source that overflows at every read would make gaps and log lines without end. `OVERFLOWS_MAX` may follow one
 another, then one every `OVERFLOW_NS`, which tells all that was lost since; a process that is killed takes with it what
 is not told yet.
+
+The newest `EVENTS_KEPT` events of this process stay in memory, for people who watch; all of them are in the journal.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ingestd.clock import OFFSET_TOLERANCE_NS, WallClock, mono_ns
 from ingestd.journal import Journal
@@ -27,6 +29,7 @@ from ingestd.model import Clock, Event, FrameBatch
 OFFSETS_MAX = 8  # A clock that is set to and fro comes back to an offset; others are of the past.
 OVERFLOWS_MAX: Final = 20
 OVERFLOW_NS: Final = 5_000_000_000
+EVENTS_KEPT: Final = 200
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,14 @@ class _Overflow:
         return self.frames_count > 0 and self.paid_until_ns - now_ns <= (OVERFLOWS_MAX - 1) * OVERFLOW_NS
 
 
+class Told(NamedTuple):
+    """An event that was recorded, and its number: they count from 1, in the order of recording."""
+
+    number: int
+    event: Event
+    clock: Clock
+
+
 class Recording:
     """The `model.Recorder` over a journal."""
 
@@ -81,6 +92,7 @@ class Recording:
         self._offsets_ns: deque[int] = deque(maxlen=OFFSETS_MAX)
         self._overflows: dict[str, _Overflow] = {}
         self._gaps: dict[str, tuple[int, str]] = {}  # sources that are away, since when and why, until they give again
+        self.newest_events: deque[Told] = deque(maxlen=EVENTS_KEPT)
 
     def frames(self, batch: FrameBatch, clock: Clock) -> None:
         """Record frames."""
@@ -88,12 +100,12 @@ class Recording:
         if batch.source in self._gaps and len(batch):
             from_ns, reason = self._gaps.pop(batch.source)
             payload = {"reason": reason, "from_ns": from_ns, "to_ns": int(batch.ts_ns.min())}
-            self._journal.append_event(Event(batch.source, "gap", from_ns, reason, payload), clock)
+            self._append(Event(batch.source, "gap", from_ns, reason, payload), clock)
         if batch.source not in self._first_ns and len(batch):
             first_ns = int(batch.ts_ns.min())
             self._first_ns[batch.source] = (first_ns, clock)
             if self._is_continued:
-                self._journal.append_event(Event(batch.source, "resumed", first_ns), clock)
+                self._append(Event(batch.source, "resumed", first_ns), clock)
             self._journal.append_frames(batch, clock)
             self._note_down_time(batch.source)  # Behind the frames: it says that they are there.
         else:
@@ -128,12 +140,17 @@ class Recording:
             lost.paid_until_ns = max(lost.paid_until_ns, now_ns) + OVERFLOW_NS
             payload = {"reason": "overflow", "frames": count, "from_ns": lost.from_ns, "to_ns": lost.to_ns}
             event = Event(source, "gap", lost.from_ns, "overflow", payload)
-            self._journal.append_event(event, self._agreed(self._wall_clock.now()), lost={"overflow": count})
+            self._append(event, self._agreed(self._wall_clock.now()), lost={"overflow": count})
             log.warning("frames lost in the kernel source=%s frames=%d", source, count)
 
     def event(self, event: Event) -> None:
         """Record a fact."""
-        self._journal.append_event(event, self._agreed(self._wall_clock.now()))
+        self._append(event, self._agreed(self._wall_clock.now()))
+
+    def _append(self, event: Event, clock: Clock, lost: Mapping[str, int] | None = None) -> None:
+        self._journal.append_event(event, clock, lost=lost)
+        number = self.newest_events[-1].number + 1 if self.newest_events else 1
+        self.newest_events.append(Told(number, event, clock))
 
     def expect_last_stamps(self) -> None:
         """The session is continued: `last_stamps` will tell where it broke off."""
@@ -164,5 +181,5 @@ class Recording:
 
     def _tell_down_time(self, source: str, from_ns: int, to_ns: int, clock: Clock) -> None:
         payload = {"reason": "down", "from_ns": from_ns, "to_ns": to_ns}
-        self._journal.append_event(Event(source, "gap", from_ns, "down", payload), clock)
+        self._append(Event(source, "gap", from_ns, "down", payload), clock)
         log.warning("not recorded while the daemon was down source=%s seconds=%.3f", source, (to_ns - from_ns) / 1e9)

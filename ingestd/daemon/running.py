@@ -135,8 +135,11 @@ class Service:
 
     async def _serve_http(self) -> None:
         from ingestd.daemon import endpoints
+        from ingestd.daemon.api import api_routes
+        from ingestd.daemon.page import page_routes
 
-        await self._http.enter_async_context(endpoints.serve(self.daemon.config.http.listen, self.daemon.snapshot))
+        daemon, routes = self.daemon, [*page_routes(), *api_routes(self.daemon)]
+        await self._http.enter_async_context(endpoints.serve(daemon.config.http.listen, daemon.snapshot, routes=routes))
 
     def _routes(self) -> list[web.RouteDef]:
         from aiohttp import web

@@ -1,4 +1,4 @@
-"""Looking at a session while it is being recorded: the latest values, and how many frames are stored.
+"""Looking at a session while it is being recorded: how many frames are stored.
 
 One connection of its own, so that a look never waits for a commit; use `open_watch`.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,29 +17,12 @@ from ingestd.store.connection import connect, faults
 LOOK_SECONDS_MAX = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Latest:
-    """The newest stored sample of a channel."""
-
-    value_num: float | None
-    value_text: str | None
-    unit: str | None
-    ts_utc: datetime
-
-
 class Watch:
     """Looks when asked to. A connection that broke is made anew by the next look."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._connection: asyncpg.Connection | None = None
-
-    async def latest(self, session_id: UUID) -> dict[tuple[str, str], Latest]:
-        """By source and channel. The source of a signal may name its sender too, as in `gps/GN`."""
-        rows = await self._fetch(
-            "SELECT source, channel, value_num, value_text, unit, ts_utc FROM latest_signals($1)", session_id
-        )
-        return {(source, channel): Latest(*rest) for source, channel, *rest in rows}
 
     async def frames(self, session_id: UUID, from_mono_ns: int) -> dict[str, int]:
         """Stored raw frames by source, of chunks that begin at or after a time."""

@@ -61,6 +61,7 @@ def test_wheel_carries_schema_migrations_and_demo(distributions: Path) -> None:
     assert versions, "there is nothing to migrate"
     assert versions <= {Path(name).name for name in names if name.startswith("ingestd/migrations/")}
     assert {"ingestd/schema.sql", "ingestd/cli/__init__.py", "ingestd/py.typed"} <= names
+    assert {f"ingestd/page/{path.name}" for path in (ROOT / "ingestd" / "page").iterdir()} <= names
     assert {f"ingestd/demo/{path.name}" for path in demo.databases().values()} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith(("tests", "migrations"))]
     assert [name for name in names if name.endswith("licenses/LICENSE")]

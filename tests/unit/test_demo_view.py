@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 
 from ingestd.cli.demo_run import Balance, _balances
 from ingestd.cli.demo_view import CHANNELS, Reading, View, line, picture
+from ingestd.daemon.live import Value
 from ingestd.demo import databases
 from ingestd.metrics import JournalNumbers, Snapshot, StoreNumbers
 from ingestd.model import Books, Link, SourceStatus
-from ingestd.store.watch import Latest
 
-NOW = datetime(2026, 9, 12, tzinfo=UTC)
-LATEST = {
-    ("powertrain", "Transmission.Gear"): Latest(4.0, "Fourth", None, NOW),
-    ("powertrain", "Engine.EngineSpeed"): Latest(5317.6, None, "rpm", NOW),
-    ("powertrain", "Dynamics.LateralAcceleration"): Latest(-0.01, None, "m/s2", NOW),
-    ("gps/GN", "RMC.lat"): Latest(52.47143, None, "deg", NOW),
-    ("gps/GN", "RMC.cog"): Latest(None, None, "deg", NOW),
-}
+VALUES = [
+    Value("powertrain", "Transmission.Gear", 1, 1, 4.0, "Fourth", None, 0, 1),
+    Value("powertrain", "Engine.EngineSpeed", 1, 1, 5317.6, None, "rpm", 0, 1),
+    Value("powertrain", "Dynamics.LateralAcceleration", 1, 1, -0.01, None, "m/s2", 0, 1),
+    Value("gps/GN", "RMC.lat", 1, 1, 52.47143, None, "deg", 0, 1),
+    Value("gps/GN", "RMC.cog", 1, 1, None, None, "deg", 0, 1),
+]
+LATEST = {(value.source, value.channel): value for value in VALUES}
 
 
 def reading(seconds: float, received: int, notes: list[str] | None = None) -> Reading:

@@ -62,9 +62,9 @@ async def test_the_newest_value_of_each_channel(live: Live) -> None:
     """With its instant, unit, label and how many samples there were."""
     found = await first(live, engine((5, 100, 0), (7, 6000, 3)), engine((9, 7, 0), arbitration_id=512))
     assert found == [
-        Value("can0", "Brakes.Pressure", 9, 1009, 7.0, None, "bar", 0, 1),
-        Value("can0", "Engine.Mode", 7, 1007, 3.0, "launch", None, 0, 2),
-        Value("can0", "Engine.Speed", 7, 1007, 3000.0, None, "rpm", 0, 2),
+        Value("can0", "Brakes.Pressure", 9, 1009, 7.0, None, "bar", 0, 1, 7.0, 7.0),
+        Value("can0", "Engine.Mode", 7, 1007, 3.0, "launch", None, 0, 2, 0.0, 3.0),
+        Value("can0", "Engine.Speed", 7, 1007, 3000.0, None, "rpm", 0, 2, 50.0, 3000.0),
     ]
 
 
@@ -114,6 +114,7 @@ async def test_who_reads_slowly_gets_the_newest(live: Live) -> None:
             )
         (value,) = await asyncio.wait_for(anext(watch), 10)
         assert (value.number, value.samples) == (99.0, 99)
+        assert (value.minimum, value.maximum) == (2.0, 99.0), "of what was not told"
 
 
 async def test_more_than_can_be_decoded(live: Live) -> None:

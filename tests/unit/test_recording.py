@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ingestd.clock import WallClock
-from ingestd.daemon.recording import OVERFLOW_NS, OVERFLOWS_MAX, Recording
+from ingestd.daemon.recording import EVENTS_KEPT, OVERFLOW_NS, OVERFLOWS_MAX, Recording
 from ingestd.journal import Kind
+from ingestd.model import Event
 from tests.journals import CLOCK, frames, open_journal, read_all
 
 
@@ -71,4 +72,22 @@ def test_a_source_that_is_away_while_another_session_begins(tmp_path: Path) -> N
     recording.frames(frames(1000, 10), CLOCK)
     records, _ = read_all(journal, journal.stretches()[-1].id)
     assert not [record for record in records if record.kind is Kind.EVENT]
+    journal.close(ended=True)
+
+
+def test_the_newest_events_stay_in_memory(tmp_path: Path) -> None:
+    """Of every kind, numbered in the order of recording; older ones are in the journal alone."""
+    journal = open_journal(tmp_path)
+    recording = Recording(journal, WallClock(), now=lambda: 500_000)
+    recording.expect_gap("can0", "reload")
+    recording.frames(frames(1000, 10), CLOCK)
+    recording.overflow("can0", 7, 1, 2)
+    for number in range(EVENTS_KEPT):
+        recording.event(Event("", "marker", number))
+        if number == 0:
+            kinds = [(told.number, told.event.kind, told.event.key) for told in recording.newest_events]
+            assert kinds == [(1, "gap", "reload"), (2, "gap", "overflow"), (3, "marker", "")]
+    assert [told.number for told in recording.newest_events] == list(range(3, EVENTS_KEPT + 3))
+    records, _ = read_all(journal, journal.stretches()[-1].id)
+    assert sum(record.kind is Kind.EVENT for record in records) == EVENTS_KEPT + 2
     journal.close(ended=True)
