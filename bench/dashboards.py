@@ -3,7 +3,7 @@
     python bench/dashboards.py [--days 30] [--dsn DSN] [--json FILE]
 
 Fills a session as an import or compaction leaves it: the engine at 100 Hz (its speed and its gear), a GPS receiver at
-10 Hz, both in full chunks, and between them in the table the chunks of 20 other groups, as wide and as many as the
+10 Hz, both in full chunks, and between them in the table the chunks of ten other groups, as wide and as many as the
 engine's. And, alone, a day of it as the daemon stores it live, a chunk each half second. Then it runs the SQL of every
 panel, variable and annotation of grafana/dashboards/session.json as Grafana would for a panel of 1,000 points. The
 limit of a panel over all of it is 300 ms. Beside them stands what nothing that reads a row for each bucket of a minute
@@ -36,8 +36,8 @@ LIMIT_MS = 300
 POINTS = 1000
 HZ = 100
 LIVE_FRAMES = 50  # a chunk, at the default interval of half a second
-OTHERS = 20  # groups beside the engine's
-OTHER_FRAMES = 8  # of a chunk of theirs; in the row they take what the pointers to longer ones would
+OTHERS = 10  # groups beside the engine's
+OTHER_FRAMES = 1  # of a chunk of theirs: as wide a row as one that points to 4,096 of them
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 STORED, LIVE = UUID(int=30), UUID(int=1)
 GEARS = {str(gear): label for gear, label in enumerate(("neutral", "first", "second", "third", "fourth", "fifth"))}

@@ -41,7 +41,8 @@ GROUP BY 1 ORDER BY 1
 BY_SESSION = f"""
 SELECT coalesce(s.car_id, 'no name') AS car, coalesce(s.name, s.id::text) AS session, s.driver, s.track,
        s.created_utc AS begin, {HOURS} AS recorded, {FRAMES} AS frames, {GAPS_OF} AS gaps, {LOST_OF} AS lost,
-       s.ended_utc IS NULL AS open, s.id::text AS id, floor(extract(epoch FROM s.created_utc) * 1000)::bigint::text AS from_ms,
+       s.ended_utc IS NULL AS open, s.id::text AS id,
+       floor(extract(epoch FROM s.created_utc) * 1000)::bigint::text AS from_ms,
        coalesce(ceil(extract(epoch FROM s.ended_utc) * 1000)::bigint::text, 'now') AS to_ms
 FROM {IN_WINDOW}
 ORDER BY s.created_utc DESC LIMIT 1000

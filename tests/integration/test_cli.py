@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from ingestd import demo
+from ingestd.store import migrate
 from tests.conftest import psql
 
 DBC = 'VERSION ""\n\nNS_ :\n\nBS_:\n\nBU_: E\n\nBO_ 256 Engine: 8 E\n SG_ Rpm : 0|16@1+ (0.25,0) [0|8000] "rpm" E\n'
@@ -52,9 +53,9 @@ def test_from_empty_database_to_sql(database: str, capture: Path, dbc: Path) -> 
     refused = ingestd("import", capture, "--dbc", dbc, dsn=database, exit_code=1)
     assert "ingestd db init" in refused.stderr
     assert refused.stdout == ""
-    assert "schema is at 0004" in ingestd("db", "init", dsn=database).stdout
+    assert f"schema is at {migrate.head()}" in ingestd("db", "init", dsn=database).stdout
     assert "as it should be" in ingestd("db", "check", dsn=database).stdout
-    assert ingestd("db", "current", dsn=database).stdout.strip() == "0004"
+    assert ingestd("db", "current", dsn=database).stdout.strip() == migrate.head()
     assert "0001" in ingestd("db", "history").stdout
     assert "no sessions yet" in ingestd("sessions", "list", dsn=database).stdout
 

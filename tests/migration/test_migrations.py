@@ -16,11 +16,13 @@ from ingestd.store import embedded, migrate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-BROKEN = '''"""Creates a table, then fails."""
+HEAD = migrate.head()
+
+BROKEN = f'''"""Creates a table, then fails."""
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "9000"
+down_revision = "{HEAD}"
 
 
 def upgrade():
@@ -52,7 +54,7 @@ def broken(tmp_path: Path) -> Path:
     """The migrations and one more, which fails half-way."""
     scripts = tmp_path / "100% migrations"
     shutil.copytree(REPOSITORY / "migrations", scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0005_broken.py").write_text(BROKEN)
+    (scripts / "versions" / "9000_broken.py").write_text(BROKEN)
     return scripts
 
 
@@ -92,7 +94,7 @@ async def test_a_failing_migration_keeps_the_schema_it_started_from(migrated: st
     with pytest.raises(StoreError):
         await migrate.upgrade(migrated, scripts=broken)
     assert dump(migrated) == before
-    assert await migrate.current(migrated) == "0004"
+    assert await migrate.current(migrated) == HEAD
 
 
 async def test_concurrent_upgrades_take_turns(database: str) -> None:
@@ -126,7 +128,7 @@ async def test_check_names_the_command(
     await migrate.upgrade(database)
     await migrate.check(database)
     monkeypatch.setattr(migrate, "_shipped", lambda name: broken)
-    with pytest.raises(StoreError, match="revision 0004, older than this ingestd, which needs 0005") as older:
+    with pytest.raises(StoreError, match=f"revision {HEAD}, older than this ingestd, which needs 9000") as older:
         await migrate.check(database)
     assert older.value.hint == "run `ingestd db upgrade`"
 
