@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +24,7 @@ from uuid import UUID
 
 import asyncpg
 import numpy as np
+from grafana_sql import View
 from importing import best_ms
 from server import fresh, server
 
@@ -38,6 +37,7 @@ HZ = 100
 LIVE_FRAMES = 50  # a chunk, at the default interval of half a second
 OTHERS = 10  # groups beside the engine's
 OTHER_FRAMES = 1  # of a chunk of theirs: as wide a row as one that points to 4,096 of them
+CAR = "Kim's car"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 STORED, LIVE = UUID(int=30), UUID(int=1)
 GEARS = {str(gear): label for gear, label in enumerate(("neutral", "first", "second", "third", "fourth", "fifth"))}
@@ -85,7 +85,7 @@ def batches(seconds: int, frames: int, others: list[SignalGroup]) -> Iterator[li
         yield made + [SignalBatch(group, stamps(first, OTHER_FRAMES, HZ), values) for group in others]
 
 
-async def fill(dsn: str, days: int) -> None:
+async def fill(dsn: str, seconds: int, live_seconds: int) -> None:
     """Both sessions."""
     connection = await asyncpg.connect(dsn)
     for group in (ENGINE, GPS, *OTHER):
@@ -96,26 +96,40 @@ async def fill(dsn: str, days: int) -> None:
             choices = channel.choices and json.dumps(channel.choices)
             row = (group.id, position, channel.name, channel.unit, choices)
             await connection.execute("INSERT INTO channels VALUES ($1, $2, $3, $4, NULL, NULL, $5)", *row)
-    for session, length, frames, others in ((STORED, days, CHUNK_FRAMES_MAX, OTHER), (LIVE, 1, LIVE_FRAMES, [])):
-        await connection.execute(
-            "INSERT INTO sessions (id, name, car_id, created_utc, ended_utc, time_base) VALUES ($1, $2, 'car', $3, $4, 'bench')",
-            session, f"{length} days", BEGIN, BEGIN + timedelta(days=length),
-        )  # fmt: skip
+    parts = ((STORED, seconds, CHUNK_FRAMES_MAX, OTHER), (LIVE, live_seconds, LIVE_FRAMES, []))
+    for session, length, frames, others in parts:
+        await tell(connection, session, length)
         waiting: list[SignalBatch] = []
-        for made in batches(length * 86_400, frames, others):
+        for made in batches(length, frames, others):
             waiting += made
             if len(waiting) >= 500:
                 await copy(connection, waiting, session)
                 waiting = []
         await copy(connection, waiting, session)
-        for hour in range(length * 24):
-            await connection.execute(
-                "INSERT INTO events (session_id, source, kind, key, ts_mono_ns, utc_offset_ns, payload)"
-                " VALUES ($1, 'can0', 'marker', '', $2, 0, '{\"text\": \"lap\"}')",
-                session, int(stamps(hour * 3600 * HZ, 1, HZ)[0]),
-            )  # fmt: skip
     await connection.execute("VACUUM ANALYZE")
     await connection.close()
+
+
+async def tell(connection: asyncpg.Connection, session: UUID, seconds: int) -> None:
+    """The session itself, how many frames it has, twenty markers, and a gap of a hundredth of it."""
+    await connection.execute(
+        "INSERT INTO sessions (id, name, car_id, created_utc, ended_utc, time_base) VALUES ($1, $2, $3, $4, $5, 'bench')",
+        session, f"{seconds} s", CAR, BEGIN, BEGIN + timedelta(seconds=seconds),
+    )  # fmt: skip
+    await connection.execute(
+        "INSERT INTO feeds (feed_id, kind, session_id, position, machine_id, frames) VALUES ($1, 'journal', $2, 0, '', $3)",
+        str(session), session, seconds * HZ,
+    )  # fmt: skip
+    happened = [("marker", number * seconds * HZ // 20, {"text": "lap"}) for number in range(20)]
+    middle = seconds * HZ // 2
+    from_ns, to_ns = (int(stamps(number, 1, HZ)[0]) for number in (middle, middle + seconds * HZ // 100))
+    happened.append(("gap", middle, {"reason": "down", "frames": 7, "from_ns": from_ns, "to_ns": to_ns}))
+    for kind, number, payload in happened:
+        await connection.execute(
+            "INSERT INTO events (session_id, source, kind, key, ts_mono_ns, utc_offset_ns, payload)"
+            " VALUES ($1, 'can0', $2, '', $3, 0, $4)",
+            session, kind, int(stamps(number, 1, HZ)[0]), json.dumps(payload),
+        )  # fmt: skip
 
 
 async def copy(connection: asyncpg.Connection, made: list[SignalBatch], session: UUID) -> None:
@@ -127,3 +141,111 @@ async def copy(connection: asyncpg.Connection, made: list[SignalBatch], session:
             yield bytes(piece)
 
     await connection.copy_to_table(data.table, source=pieces(), columns=data.columns, format="binary")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A query of the dashboard over a window."""
+
+    name: str
+    window: str
+    interval_ms: int
+    rows: int
+    milliseconds: float
+    of_limit: float
+
+
+def queries() -> dict[str, str]:
+    """Of every panel, variable and annotation of the Session dashboard."""
+    dashboard = json.loads((Path(__file__).parents[1] / "grafana/dashboards/session.json").read_text())
+    found = {f"variable {each['name']}": each["query"] for each in dashboard["templating"]["list"]}
+    found |= {f"annotation {each['name']}": each["target"]["rawSql"] for each in dashboard["annotations"]["list"]}
+    return found | {each["title"]: each["targets"][0]["rawSql"] for each in dashboard["panels"]}
+
+
+def chosen(session: UUID) -> dict[str, str]:
+    """What is chosen at the top of it."""
+    return {
+        "car": CAR, "session": str(session), "channel": "can0 · Engine.Speed", "state": "can0 · Engine.Gear",
+        "position": "gps/GN · RMC.lat · RMC.lon",
+    }  # fmt: skip
+
+
+async def measure(dsn: str, days: int) -> list[Timing]:
+    """All queries over all of it; the panels that depend on the length of a point also over less, and over live chunks."""
+    connection = await asyncpg.connect(dsn)
+    found = []
+    windows = {f"{days} days": days * 86_400, "1 day": 86_400, "1 h": 3600, "10 s": 10}
+    for session, windows_of in ((STORED, windows), (LIVE, {"1 day, live chunks": 86_400})):
+        for number, (window, seconds) in enumerate(windows_of.items()):
+            view = View(BEGIN, BEGIN + timedelta(seconds=seconds), POINTS, chosen(session))
+            for name, query in queries().items():
+                if number and "$__interval_ms" not in query:
+                    continue
+                filled = view.filled(query)
+                count = len(await connection.fetch(filled))
+                taken = await best_ms(lambda filled=filled: connection.fetch(filled))
+                found.append(Timing(name, window, view.interval_ms, count, taken, taken / LIMIT_MS))
+    await connection.close()
+    return found
+
+
+async def floor_ms(dsn: str, days: int) -> tuple[float, float]:
+    """What is the least: to visit the chunks' rows; and a plain table with a row a minute, made for this question."""
+    connection = await asyncpg.connect(dsn)
+    visit = "SELECT sum(frame_count) FROM signal_chunks WHERE session_id = $1 AND group_id = $2"
+    visited = await best_ms(lambda: connection.fetch(visit, STORED, ENGINE.id))
+    await connection.execute(
+        "CREATE TABLE minutes AS SELECT * FROM signals_overview($1, 'can0', 'Engine.Speed', $2, $3, $4)",
+        STORED, BEGIN, BEGIN + timedelta(days=days), days * 1440,
+    )  # fmt: skip
+    await connection.execute("VACUUM ANALYZE minutes")
+    plain = (
+        "SELECT date_bin('45 min', ts_utc, 'epoch'), min(value_min), max(value_max), avg(value_mean)"
+        " FROM minutes GROUP BY 1 ORDER BY 1"
+    )
+    table = await best_ms(lambda: connection.fetch(plain))
+    await connection.execute("DROP TABLE minutes")
+    await connection.close()
+    return visited, table
+
+
+async def run(dsn: str, days: int) -> dict[str, Any]:
+    """Say it, a line a query."""
+    print(f"{'':28} {'window':20} {'a point':>12} {'rows':>7} {'time':>10}  of {LIMIT_MS} ms")
+    timings = await measure(dsn, days)
+    for each in timings:
+        print(
+            f"{each.name:28} {each.window:20} {each.interval_ms:9,} ms {each.rows:7,} {each.milliseconds:7.1f} ms"
+            f"  {each.of_limit:.2f}x"
+        )
+    visited, table = await floor_ms(dsn, days)
+    print(
+        f"to visit the rows of the {days} days' chunks: {visited:.1f} ms; a plain table, a row a minute: {table:.1f} ms"
+    )
+    return {"timings": [asdict(each) for each in timings], "visited_ms": visited, "table_ms": table}
+
+
+async def fill_and_run(dsn: str, days: int) -> dict[str, Any]:
+    """In a database of its own."""
+    database = await fresh(dsn, "bench_dashboards")
+    await fill(database, days * 86_400, 86_400)
+    return await run(database, days)
+
+
+def main() -> None:
+    """Measure on the distribution's server, or the one given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--dsn", help="a server where databases may be made")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    with server(arguments.dsn) as (dsn, what):
+        print(what)
+        result = asyncio.run(fill_and_run(dsn, arguments.days))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
