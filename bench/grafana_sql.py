@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 # Lengths of a point that Grafana rounds to, in milliseconds, up to a week.
 INTERVALS_MS = (
@@ -27,8 +28,7 @@ class View:
     def interval_ms(self) -> int:
         """The length of a point: that of the list which is nearest."""
         wanted = (self.end - self.begin) / timedelta(milliseconds=1) / self.points
-        pairs = zip(INTERVALS_MS, INTERVALS_MS[1:], strict=False)
-        return next((low for low, high in pairs if wanted < (low + high) / 2), INTERVALS_MS[-1])
+        return next((low for low, high in pairwise(INTERVALS_MS) if wanted < (low + high) / 2), INTERVALS_MS[-1])
 
     def filled(self, query: str) -> str:
         """The query as PostgreSQL gets it. Raises KeyError for a variable that nobody has chosen."""

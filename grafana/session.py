@@ -99,7 +99,7 @@ POSITIONS = f"""
 SELECT concat_ws('{BETWEEN}', north.source, north.channel, east.channel)
 FROM latest_signals(${{session:sqlstring}}) north
 JOIN latest_signals(${{session:sqlstring}}) east
-  ON east.source = north.source AND east.channel = regexp_replace(north.channel, '\\.lat$', '.lon')
+  ON east.source = north.source AND east.channel = left(north.channel, -4) || '.lon'
 WHERE north.channel LIKE '%.lat' ORDER BY 1
 """
 

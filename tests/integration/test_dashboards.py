@@ -1,4 +1,4 @@
-"""The dashboards: what Grafana would ask for is answered, with the columns that panels need, to a role that only reads."""
+"""The dashboards: what Grafana would ask is answered, with the columns that panels need, to a role that only reads."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_a_panel_gets_what_it_shows(db: asyncpg.Connection, title: str, vi
 
 
 async def test_points_keep_every_spike(db: asyncpg.Connection) -> None:
-    """The greatest and the least sample of the window are in its plot, be it of points or of samples; none comes twice."""
+    """The greatest and the least sample of the window are in its plot, of points or of samples; none comes twice."""
     query = SQL_PANELS["session: $channel"]["targets"][0]["rawSql"]
     bounds = await db.fetchrow(
         "SELECT min(value_num), max(value_num), count(*) FROM signals_between($1, 'can0', 'Engine.Speed', $2, $3)",
