@@ -320,6 +320,7 @@ END;
 -- One channel in p_points buckets of equal length: the range is kept (no spike is lost), empty buckets are absent.
 -- A chunk shorter than a bucket gives its summary to the bucket of its start, even where it reaches over an edge of
 -- the window by less than a bucket; longer ones, and those without a summary, give the samples inside the window.
+-- Chunks are read once for both: over a month their pages are all that it costs.
 CREATE FUNCTION signals_overview(
     p_session uuid, p_source text, p_channel text, p_from timestamptz, p_to timestamptz, p_points integer DEFAULT 1000
 )
@@ -335,41 +336,38 @@ BEGIN ATOMIC
                greatest((utc_ns(p_to) - utc_ns(p_from) - 1) / greatest(p_points, 1) + 1, 1) AS step_ns
         WHERE p_from < p_to
     ),
+    wanted AS MATERIALIZED (
+        SELECT ch.group_id, ch.position
+        FROM signal_groups g
+        JOIN channels ch ON ch.group_id = g.id
+        WHERE g.source = p_source AND ch.channel = p_channel
+    ),
     part AS (
-        SELECT greatest((c.mono_start_ns + c.utc_offset_ns - w.from_ns) / w.step_ns, 0) AS bucket,
-               c.value_min[ch.position] AS low,
-               c.value_max[ch.position] AS high,
-               c.value_mean[ch.position] AS mean,
-               c.value_count[ch.position] AS samples
+        SELECT p.bucket, p.low, p.high, p.mean, p.samples
         FROM w
-        CROSS JOIN signal_groups g
-        JOIN channels ch ON ch.group_id = g.id
-        JOIN signal_chunks c ON c.group_id = g.id
-        WHERE c.session_id = p_session
-          AND g.source = p_source
-          AND ch.channel = p_channel
-          AND c.mono_end_ns + c.utc_offset_ns >= utc_ns(p_from)
-          AND c.mono_start_ns + c.utc_offset_ns < utc_ns(p_to)
-          AND c.mono_end_ns - c.mono_start_ns < w.step_ns
-          AND c.value_count[ch.position] > 0
-        UNION ALL
-        SELECT (s.ts_mono_ns + c.utc_offset_ns - w.from_ns) / w.step_ns, s.value, s.value, s.value, 1
-        FROM w
-        CROSS JOIN signal_groups g
-        JOIN channels ch ON ch.group_id = g.id
-        JOIN signal_chunks c ON c.group_id = g.id
+        CROSS JOIN wanted ch
+        JOIN signal_chunks c ON c.group_id = ch.group_id
         CROSS JOIN LATERAL (
-            SELECT unnest(c.ts_mono_ns) AS ts_mono_ns, unnest(c.value_num[ch.position:ch.position]) AS value
-        ) s
+            SELECT greatest((c.mono_start_ns + c.utc_offset_ns - w.from_ns) / w.step_ns, 0) AS bucket,
+                   c.value_min[ch.position] AS low,
+                   c.value_max[ch.position] AS high,
+                   c.value_mean[ch.position] AS mean,
+                   c.value_count[ch.position] AS samples
+            WHERE c.mono_end_ns - c.mono_start_ns < w.step_ns
+              AND c.value_count[ch.position] > 0
+            UNION ALL
+            SELECT (s.ts_mono_ns + c.utc_offset_ns - w.from_ns) / w.step_ns, s.value, s.value, s.value, 1
+            FROM (
+                SELECT unnest(c.ts_mono_ns) AS ts_mono_ns, unnest(c.value_num[ch.position:ch.position]) AS value
+            ) s
+            WHERE (c.mono_end_ns - c.mono_start_ns >= w.step_ns OR c.value_count IS NULL)
+              AND s.ts_mono_ns + c.utc_offset_ns >= w.from_ns
+              AND s.ts_mono_ns + c.utc_offset_ns < w.to_ns
+              AND s.value <> 'NaN'
+        ) p
         WHERE c.session_id = p_session
-          AND g.source = p_source
-          AND ch.channel = p_channel
           AND c.mono_end_ns + c.utc_offset_ns >= utc_ns(p_from)
           AND c.mono_start_ns + c.utc_offset_ns < utc_ns(p_to)
-          AND (c.mono_end_ns - c.mono_start_ns >= w.step_ns OR c.value_count IS NULL)
-          AND s.ts_mono_ns + c.utc_offset_ns >= w.from_ns
-          AND s.ts_mono_ns + c.utc_offset_ns < w.to_ns
-          AND s.value <> 'NaN'
     )
     SELECT utc_time((SELECT w.from_ns FROM w) + part.bucket * (SELECT w.step_ns FROM w)),
            min(part.low),

@@ -93,7 +93,7 @@ async def _put_into_force(
     daemon.decode_with(loaded)
     daemon.redirect(before.database)
     if config.metrics != before.metrics:
-        daemon.told.follow_channels(config.metrics.channels)
+        daemon.following.follow_channels(config.metrics.channels)
     if edits:
         daemon.session.edit(edits)
     if changes.as_json.keys() - {"restart"}:

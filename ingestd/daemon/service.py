@@ -29,7 +29,7 @@ from ingestd.daemon.devices import filter_by_databases
 from ingestd.daemon.live import Live
 from ingestd.daemon.recording import Recording
 from ingestd.daemon.session import RunningSession, checked_text
-from ingestd.daemon.telling import Told, snapshot
+from ingestd.daemon.telling import Following, snapshot
 from ingestd.delivery.sending import Delivery
 from ingestd.errors import ConfigError, IngestdError, StoreError
 from ingestd.journal import Journal, SessionInfo
@@ -72,7 +72,7 @@ class Daemon:
         )
         self._folder = config.journal.path.stat()  # It tells this machine's journals apart.
         self.live = Live(lambda: None if self.loaded is None else self.loaded.decoders)
-        self.told = Told(self.live)
+        self.following = Following(self.live)
         self.recording = Recording(self.journal, self.wall_clock, on_frames=self.live.frames)
         self.attendance = Attendance(sources, self.recording, self._failed_task)
         self.loaded: Loaded | None = None  # the signal databases in force
@@ -113,8 +113,8 @@ class Daemon:
         )  # fmt: skip
         if self._continued:
             self.recording.expect_last_stamps()
-        following = asyncio.create_task(self.told.follow_loop(), name="lag")
-        self.told.follow_channels(self.config.metrics.channels)
+        following = asyncio.create_task(self.following.follow_loop(), name="lag")
+        self.following.follow_channels(self.config.metrics.channels)
         syncing = self.watched(asyncio.create_task(self._sync(), name="sync"))
         recovering = asyncio.create_task(self._recover(), name="recover")
         delivering = self.watched(asyncio.create_task(self._deliver(), name="deliver"))
@@ -143,7 +143,7 @@ class Daemon:
         for task in self._failed:
             error = None if task.cancelled() else task.exception()
             log.critical("a task of the daemon ended task=%s", task.get_name(), exc_info=error)
-        self.told.follow_channels(())
+        self.following.follow_channels(())
         await self.attendance.end_all()
         self.recording.tell_overflows(at_once=True)
         self.journal.append_session({"ended_utc": datetime.now(UTC).isoformat()})

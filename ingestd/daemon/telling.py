@@ -32,7 +32,7 @@ CHANNEL_SECONDS: Final = 1.0
 CHANNEL_AGE_NS_MAX: Final = 60_000_000_000  # An older value is told no more.
 
 
-class Told:
+class Following:
     """What has to be followed to be told: how late the event loop is, and channels that are wanted as metrics."""
 
     def __init__(self, live: Live) -> None:
@@ -111,15 +111,15 @@ def snapshot(daemon: Daemon) -> Snapshot:
         ),
         trouble={**({"database": status.trouble} if status.trouble else {}), **daemon.trouble},
         recovered=daemon.recovered,
-        loop_lag_seconds=daemon.told.loop_lag,
+        loop_lag_seconds=daemon.following.loop_lag,
         is_clock_set=daemon.wall_clock.now().state is not ClockState.UNSET,
-        channels=daemon.told.channels(),
+        channels=daemon.following.channels(),
     )
 
 
 def _source(daemon: Daemon, name: str, status: SourceStatus, delivered: DeliveryStatus) -> SourceNumbers:
     received, counts, now_ns = daemon.recording.received.get(name), delivered.decoded.get(name), mono_ns()
-    newest_ns = daemon.told.began_ns if received is None else received.newest_ns
+    newest_ns = daemon.following.began_ns if received is None else received.newest_ns
     return SourceNumbers(
         received_bytes=0 if received is None else received.payload_bytes,
         last_frame_age_seconds=max(now_ns - newest_ns, 0) / 1e9,
