@@ -19,6 +19,7 @@ from ingestd.cli.db import db_group
 from ingestd.cli.demo import demo_command
 from ingestd.cli.importing import import_command
 from ingestd.cli.journal import journal_group
+from ingestd.cli.passwords import hash_password_command
 from ingestd.cli.running import run_command
 from ingestd.cli.service import service_group
 from ingestd.cli.sessions import sessions_group
@@ -34,7 +35,7 @@ def commands() -> None:
 
 for command in (
     run_command, reload_command, tail_command, import_command, check_command, sessions_group, journal_group, db_group,
-    service_group, demo_command,
+    service_group, hash_password_command, demo_command,
 ):  # fmt: skip
     commands.add_command(command)
 

@@ -37,6 +37,7 @@ from ingestd.config.readers import (
     filters,
     flag,
     listing,
+    password_hashes,
     path_in_folder,
     postgres_dsn,
     scalars,
@@ -159,9 +160,15 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
-    """Where metrics and health are served; None is nowhere."""
+    """Where metrics, health and the page are served, and to whom; None is nowhere, no users are everybody."""
 
     listen: Annotated[Address | None, address] = Address("127.0.0.1", 9464)
+    users: Annotated[dict[str, str], password_hashes] = msgspec.field(default_factory=dict)
+    tls_certificate: Annotated[Path | None, path_in_folder] = None
+    tls_key: Annotated[Path | None, path_in_folder] = None
+
+    def __repr__(self) -> str:
+        return f"Http(listen={self.listen}, users={sorted(self.users)}, tls_certificate={self.tls_certificate})"
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +229,11 @@ def _check_database(values: dict[str, Any], given: Mapping[str, Any], at: Place)
         (at / "embedded").wrong("there is a dsn as well", "leave one of the two out")
 
 
+def _check_http(_: dict[str, Any], given: Mapping[str, Any], at: Place) -> None:
+    if "tls_key" in given and "tls_certificate" not in given:
+        (at / "tls_key").wrong("there is no certificate for it", "set tls_certificate, or leave it out")
+
+
 def _check_journal(values: dict[str, Any], _: Mapping[str, Any], at: Place) -> None:
     path, hint = values.get("path"), "write a folder that is empty or not there yet"
     if path is None:
@@ -265,7 +277,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     database: Annotated[Database, table(Database, _check_database)] = Database()
     journal: Annotated[Journal, table(Journal, _check_journal)] = msgspec.field(default_factory=Journal)
     batch: Annotated[Batch, table(Batch)] = Batch()
-    http: Annotated[Http, table(Http)] = Http()
+    http: Annotated[Http, table(Http, _check_http)] = msgspec.field(default_factory=Http)
     metrics: Annotated[Metrics, table(Metrics)] = Metrics()
     control: Annotated[Control, table(Control)] = Control()
     can: Annotated[tuple[Can, ...], tables(Can, _check_can)] = ()
@@ -417,6 +429,7 @@ def describe(config: Config) -> dict[str, Any]:
     described: dict[str, Any] = _plain(config)
     if config.database.dsn is not None:
         described["database"]["dsn"] = without_password(config.database.dsn)
+    described["http"]["users"] = sorted(config.http.users)
     for source in (*described["can"], *described["serial"]):
         options = source["options"].items()
         source["options"] = {key: HIDDEN if SECRET.search(key) else value for key, value in options}

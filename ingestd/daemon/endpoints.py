@@ -7,8 +7,8 @@
     /          a line about each of them, for a browser the page (page.py), whose data is under /api (api.py)
 
 Recording never depends on this: an address that is taken or not there yet is said once and tried again for as long as
-the daemon runs. There is no authentication, and what may be changed from here and by whom is in browsers.py; by default
-it listens on the machine itself alone.
+the daemon runs. By default it listens on the machine itself alone; who gets in is access.py's matter, and what may be
+changed from here and by whom is in browsers.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from aiohttp import web
 
 from ingestd.backoff import Backoff
 from ingestd.config import Address
+from ingestd.daemon.access import Access, only_for
 from ingestd.daemon.limited import LimitedRunner
 from ingestd.daemon.reporting import unready
 from ingestd.metrics import Snapshot, render
@@ -56,12 +57,14 @@ class Endpoints:
         snapshot: Callable[[], Snapshot],
         unready_now: Callable[[], Mapping[str, str]],
         routes: Sequence[web.RouteDef] = (),
+        access: Access | None = None,
     ) -> None:
         self.address: Address | None = None
         self._listen = listen
         self._snapshot = snapshot
         self._unready = unready_now
-        app = web.Application()
+        self._access = access or Access()
+        app = web.Application(middlewares=[only_for(self._access.users)] if self._access.users else [])
         app.router.add_routes(routes or [web.get("/", index)])
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/health", self._health)
@@ -78,19 +81,31 @@ class Endpoints:
         while self.address is None:
             # IPv4 and IPv6 would each get a free port of its own.
             everywhere = None if self._listen.port else "0.0.0.0"
-            site = web.TCPSite(self._runner, self._listen.host or everywhere, self._listen.port)
+            try:
+                context = self._access.ssl_context()
+            except OSError as error:
+                said = self._cannot(error, said)
+                await asyncio.sleep(backoff.next_seconds())
+                continue
+            site = web.TCPSite(self._runner, self._listen.host or everywhere, self._listen.port, ssl_context=context)
             try:
                 await site.start()
                 self.address = Address(self._listen.host, self._runner.addresses[0][1])
-                log.info("listening http=%s", self.address)
+                log.info("listening %s=%s", "http" if context is None else "https", self.address)
             except (OSError, UnicodeError) as error:  # UnicodeError: a host that no DNS name can be
                 await site.stop()  # or the runner keeps every one that failed
-                reason = getattr(error, "strerror", None) or str(error)
-                if reason != said:
-                    hint = HINTS.get(getattr(error, "errno", None) or 0, "see http.listen in the configuration")
-                    log.warning("cannot listen, tried again http=%s reason=%r hint=%r", self._listen, reason, hint)
-                said = reason
+                said = self._cannot(error, said)
                 await asyncio.sleep(backoff.next_seconds())
+
+    def _cannot(self, error: OSError | UnicodeError, said: str) -> str:
+        """Say why not, unless that is what was said last; the reason."""
+        reason = getattr(error, "strerror", None) or str(error)
+        if file := getattr(error, "filename", None):
+            reason = f"{file}: {reason}"
+        if reason != said:
+            hint = HINTS.get(getattr(error, "errno", None) or 0, "see [http] in the configuration")
+            log.warning("cannot listen, tried again http=%s reason=%r hint=%r", self._listen, reason, hint)
+        return reason
 
     async def close(self) -> None:
         """Stop listening and end what is under way."""
@@ -131,6 +146,7 @@ async def serve(
     snapshot: Callable[[], Snapshot],
     unready_now: Callable[[], Mapping[str, str]] | None = None,
     routes: Sequence[web.RouteDef] = (),
+    access: Access | None = None,
 ) -> AsyncIterator[Endpoints | None]:
     """Serve at an address while inside; None serves nothing. `routes` are further ones, with one for `/` among them.
 
@@ -140,7 +156,7 @@ async def serve(
     if listen is None:
         yield None
         return
-    endpoints = Endpoints(listen, snapshot, unready_now or (lambda: unready(snapshot())), routes)
+    endpoints = Endpoints(listen, snapshot, unready_now or (lambda: unready(snapshot())), routes, access)
     listening = asyncio.create_task(endpoints.listen(), name="http")
     # Usually it is there at once; whoever needs `address` then has it, and nobody waits for one that is taken.
     await asyncio.wait([listening], timeout=0.1)

@@ -15,14 +15,14 @@ import shutil
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, cast
 
 from ingestd.clock import WallClock
-from ingestd.config import Address, Can, Config, Control, Database, control_socket
+from ingestd.config import Address, Can, Config, Control, Database, Http, control_socket
 from ingestd.daemon.client import configuration_of, same_file
 from ingestd.daemon.devices import filter_by_databases, open_sources, protocol_of, tables_of
 from ingestd.decode.databases import Match, SignalDatabase
@@ -94,7 +94,8 @@ async def examine(config: Config, file: Path, seconds: float) -> AsyncIterator[F
         text = f"the daemon of {theirs} listens at {socket}: commands would reach that one alone; set control.socket"
         yield Finding("note", "control", text)
     if config.http.listen is not None:
-        yield _http(config.http.listen, holder)
+        for finding in _http(config.http, config.http.listen, holder):
+            yield finding
     broken: list[str] = []
     databases: dict[tuple[Path, Match], SignalDatabase] = {}
     for key in sorted({(each.file, cast(Match, each.match)) for bus in tables_of(config) for each in bus.dbc}):
@@ -199,14 +200,28 @@ def _is_memory(folder: Path) -> bool:
     return kind == "tmpfs"
 
 
-def _http(listen: Address, holder: str | None) -> Finding:
+def _http(http: Http, listen: Address, holder: str | None) -> Iterator[Finding]:
+    from ingestd.daemon.access import Access
+
+    try:
+        Access(http.users, http.tls_certificate, http.tls_key).ssl_context()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror}; recording would go on without: see http.tls_certificate"
+        yield Finding("problem", "http", text)
+    if listen.host not in ("127.0.0.1", "::1", "localhost") and not http.users:
+        yield Finding("note", "http", f"whoever reaches {listen} may read everything there: see http.users")
+    yield _address(listen, holder, "https" if http.tls_certificate else "http")
+
+
+def _address(listen: Address, holder: str | None, scheme: str) -> Finding:
     try:
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         with socket.create_server((listen.host, listen.port), family=family):
-            return Finding("ok", "http", f"http://{listen}/metrics is free")
+            return Finding("ok", "http", f"{scheme}://{listen}/metrics is free")
     except OSError as error:
         if holder is not None:
-            return Finding("ok", "http", f"http://{listen}/metrics is in use, by the daemon that runs")
+            return Finding("ok", "http", f"{scheme}://{listen}/metrics is in use, by the daemon that runs")
         text = f"{listen}: {error.strerror}; recording would go on without: set http.listen"
         return Finding("note", "http", text)
 

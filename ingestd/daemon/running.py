@@ -102,9 +102,11 @@ class Service:
                 raise IngestdError("the daemon is stopping", "start it again")
             self._notifier.reloading()
             try:
-                listen = self.daemon.config.http.listen
+                before = self.daemon.config.http
                 changes = await reload(self.daemon, await asyncio.to_thread(self._load))
-                if self.daemon.config.http.listen != listen and not self.daemon.stopped.is_set():
+                http = self.daemon.config.http
+                # A certificate may be another one now, in the same file.
+                if (http != before or http.tls_certificate) and not self.daemon.stopped.is_set():
                     await self._http.aclose()
                     await self._serve_http()
                 self.daemon.accepted()
@@ -135,11 +137,15 @@ class Service:
 
     async def _serve_http(self) -> None:
         from ingestd.daemon import endpoints
+        from ingestd.daemon.access import Access
         from ingestd.daemon.api import api_routes
         from ingestd.daemon.page import page_routes
 
         daemon, routes = self.daemon, [*page_routes(), *api_routes(self.daemon)]
-        await self._http.enter_async_context(endpoints.serve(daemon.config.http.listen, daemon.snapshot, routes=routes))
+        http = daemon.config.http
+        access = Access(http.users, http.tls_certificate, http.tls_key)
+        served = endpoints.serve(http.listen, daemon.snapshot, routes=routes, access=access)
+        await self._http.enter_async_context(served)
 
     def _routes(self) -> list[web.RouteDef]:
         from aiohttp import web

@@ -1,0 +1,135 @@
+"""Who gets in at the HTTP side, and under what certificate: basic authentication (RFC 7617) and TLS, each if wanted.
+
+A password is kept as its bcrypt hash, which takes a quarter of a second to verify, so that stolen hashes are worth
+little. What that costs is bounded: one at a time, in a thread, and whoever has got in is remembered for a while.
+/health is for everybody: it says nothing but that the process is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import ssl
+import time
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import bcrypt
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+REMEMBERED_SECONDS: Final = 300.0
+REMEMBERED_MAX: Final = 32
+PASSWORD_BYTES_MAX: Final = 72  # of bcrypt
+OPEN_PATHS: Final = frozenset({"/health"})
+# Of nobody: who names a user that is not there waits as long as for one who is.
+NOBODY: Final = "$2b$12$LQv3c1yqBWVHxkd0LHAkCOYz6TtxMQJqhN8/LewdBPj4J/HS.iK8."
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The rules: hashes by name, none of which is everybody; and a certificate, without which there is no TLS."""
+
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """What to serve with. Raises OSError, with the file, if it cannot be read or is none."""
+        if self.certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        for path in (self.certificate, self.key):
+            if path is not None:
+                path.read_bytes()  # OpenSSL would not say which.
+        try:
+            # A key that has a password would be asked for at a terminal that nobody looks at.
+            context.load_cert_chain(self.certificate, self.key, password=lambda: "")
+        except ssl.SSLError as error:
+            files = " and ".join(str(path) for path in (self.certificate, self.key) if path is not None)
+            said = (error.reason or str(error)).replace("_", " ").lower()
+            raise OSError(None, f"{files} cannot be used as certificate and key: {said}") from error
+        return context
+
+
+class Doorkeeper:
+    """Lets those in who are known, and says to the handlers who it is: `request["user"]`."""
+
+    def __init__(self, users: Mapping[str, str]) -> None:
+        self._users = users
+        self._key = secrets.token_bytes(32)
+        self._known: dict[bytes, tuple[str, float]] = {}  # by what was sent, keyed: no password stays in memory
+        self._verifying = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Doorkeeper of {len(self._users)} users>"
+
+    async def user_of(self, authorization: str) -> str | None:
+        """The name of who sends this header, if the password is right."""
+        digest = hashlib.blake2b(authorization.encode(errors="replace"), key=self._key).digest()
+        if (known := self._fresh(digest)) is not None:
+            return known
+        async with self._verifying:
+            if (known := self._fresh(digest)) is not None:
+                return known
+            given = _name_and_password(authorization)
+            if given is None:
+                return None
+            name, password = given
+            hashed = self._users.get(name, NOBODY)
+            is_right = await asyncio.to_thread(_is_right, password, hashed)
+        if not is_right or name not in self._users:
+            return None
+        while len(self._known) >= REMEMBERED_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[digest] = name, time.monotonic() + REMEMBERED_SECONDS
+        return name
+
+    def _fresh(self, digest: bytes) -> str | None:
+        name, until = self._known.get(digest, ("", 0.0))
+        return name if time.monotonic() < until else None
+
+
+def only_for(users: Mapping[str, str]) -> Middleware:
+    """A middleware that keeps out whoever is not one of the users."""
+    keeper = Doorkeeper(users)
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in OPEN_PATHS:
+            user = await keeper.user_of(request.headers.get("Authorization", ""))
+            if user is None:
+                asked = {"WWW-Authenticate": 'Basic realm="ingestd", charset="UTF-8"'}
+                raise web.HTTPUnauthorized(headers=asked, text="name and password, please: http.users\n")
+            request["user"] = user
+        return await handler(request)
+
+    return check
+
+
+def hash_of(password: str) -> str:
+    """What http.users holds for a password. Raises ValueError if it is longer than bcrypt can tell apart."""
+    encoded = password.encode()
+    if len(encoded) > PASSWORD_BYTES_MAX:
+        raise ValueError(f"has {len(encoded)} bytes, and more than {PASSWORD_BYTES_MAX} are not told apart")
+    return bcrypt.hashpw(encoded, bcrypt.gensalt()).decode()
+
+
+def _name_and_password(authorization: str) -> tuple[str, str] | None:
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        name, colon, password = b64decode(encoded, validate=True).decode().partition(":")
+    except ValueError:
+        return None
+    return (name, password) if scheme.lower() == "basic" and colon else None
+
+
+def _is_right(password: str, hashed: str) -> bool:
+    encoded = password.encode()
+    return len(encoded) <= PASSWORD_BYTES_MAX and b"\0" not in encoded and bcrypt.checkpw(encoded, hashed.encode())
