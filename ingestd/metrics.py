@@ -62,9 +62,8 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class SourceNumbers:
-    """What a source has given, and what has become of it, since the process started."""
+    """How a source is now, and what has become of its frames since the process started."""
 
-    received_bytes: int = 0  # payload
     last_frame_age_seconds: float = 0.0
     bus_load: float | None = None  # from 0 to about 1; None: not known
     decoded: int = 0  # frames, as far as they are committed …
@@ -148,7 +147,7 @@ class _SnapshotCollector(Collector):
         yield InfoMetricFamily("ingestd_build", "The program.", {"version": snapshot.version})
         yield from _books(snapshot.books)
         yield from _sources(snapshot.statuses)
-        yield from _received(snapshot.sources)
+        yield from _frames(snapshot.sources)
         yield from _can(snapshot)
         yield from _journal(snapshot.journal)
         yield from _store(snapshot.store)
@@ -200,8 +199,7 @@ def _sources(statuses: Mapping[str, SourceStatus]) -> Iterator[Metric]:
         yield family
 
 
-def _received(sources: Mapping[str, SourceNumbers]) -> Iterator[Metric]:
-    payload = _counter("source_received_bytes", "Payload bytes that arrived.", "source")
+def _frames(sources: Mapping[str, SourceNumbers]) -> Iterator[Metric]:
     age = _gauge("source_last_frame_age_seconds", "Since the newest frame, or since the start.", None, "source")
     decoded = _counter("frames_decoded", "Frames that gave signals and are in the database.", "source")
     undecoded = _counter(
@@ -212,13 +210,12 @@ def _received(sources: Mapping[str, SourceNumbers]) -> Iterator[Metric]:
     )
     short = _counter("frames_short", "Frames in the database that are shorter than they should be.", "source")
     for source, numbers in sorted(sources.items()):
-        payload.add_metric([source], numbers.received_bytes)
         age.add_metric([source], numbers.last_frame_age_seconds)
         decoded.add_metric([source], numbers.decoded)
         for reason in UNDECODED_REASONS:
             undecoded.add_metric([source, reason], numbers.undecoded.get(reason, 0))
         short.add_metric([source], numbers.short)
-    yield from (payload, age, decoded, undecoded, short)
+    yield from (age, decoded, undecoded, short)
 
 
 def _can(snapshot: Snapshot) -> Iterator[Metric]:

@@ -52,7 +52,7 @@ from ingestd.config.tables import DatabaseFile, database_file, table, tables
 from ingestd.errors import ConfigError
 
 __all__ = ["Address", "Batch", "Can", "Config", "Control", "Database", "DatabaseFile", "Filter", "Http", "Journal",
-           "Serial", "Session", "control_socket", "describe", "existing_journal", "find_control_socket",
+           "Metrics", "Serial", "Session", "control_socket", "describe", "existing_journal", "find_control_socket",
            "likely_control_socket", "load_config", "protocol_options"]  # fmt: skip
 
 # What python-can 4.6 brings; drivers installed beside it announce themselves as entry points. Asking python-can itself

@@ -29,6 +29,8 @@ OPEN_PATHS: Final = frozenset({"/health"})
 # Of nobody: who names a user that is not there waits as long as for one who is.
 NOBODY: Final = "$2b$12$LQv3c1yqBWVHxkd0LHAkCOYz6TtxMQJqhN8/LewdBPj4J/HS.iK8."
 
+USER: Final = web.RequestKey("user", str)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -59,7 +61,7 @@ class Access:
 
 
 class Doorkeeper:
-    """Lets those in who are known, and says to the handlers who it is: `request["user"]`."""
+    """Lets those in who are known, and says to the handlers who it is: `request[USER]`."""
 
     def __init__(self, users: Mapping[str, str]) -> None:
         self._users = users
@@ -107,7 +109,7 @@ def only_for(users: Mapping[str, str]) -> Middleware:
             if user is None:
                 asked = {"WWW-Authenticate": 'Basic realm="ingestd", charset="UTF-8"'}
                 raise web.HTTPUnauthorized(headers=asked, text="name and password, please: http.users\n")
-            request["user"] = user
+            request[USER] = user
         return await handler(request)
 
     return check

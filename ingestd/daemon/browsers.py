@@ -7,8 +7,8 @@ strangers, and these must neither read nor change anything:
   localhost, the machine's own name, or the host in `http.listen`.
 - A change comes from the page itself: its Origin is our Host. It is JSON, which no form of a stranger's can send.
 
-And a change comes from the machine itself, or from somebody who has said who he is (`request["user"]`, which whatever
-authenticates sets). What a proxy on this machine passes on comes from elsewhere, and it says so in its headers.
+And a change comes from the machine itself, or from somebody who has said who he is (`request[USER]`, of
+access.py). What a proxy on this machine passes on comes from elsewhere, and it says so in its headers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from ingestd.daemon.access import USER
 from ingestd.daemon.control import Handler, errors_as_json
 
 PROXIES = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
@@ -95,7 +96,7 @@ def may_change(look: Check) -> Check:
 
 
 def _is_known(request: web.Request) -> bool:
-    return bool(request.get("user"))
+    return bool(request.get(USER))
 
 
 def _netloc(request: web.Request) -> str:

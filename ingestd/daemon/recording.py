@@ -35,14 +35,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Received:
-    """What this process has had of one source."""
-
-    payload_bytes: int = 0
-    newest_ns: int = 0  # the stamp of the newest frame
-
-
-@dataclass(slots=True)
 class _Overflow:
     """What a source has lost in the kernel that is not told yet. Each telling pays for OVERFLOW_NS, some on credit."""
 
@@ -81,7 +73,7 @@ class Recording:
         on_frames: Callable[[FrameBatch, Clock], None] | None = None,
     ) -> None:
         """`on_frames` is told of frames once the journal has them; it returns at once and never raises."""
-        self.received: dict[str, Received] = {}
+        self.newest_ns: dict[str, int] = {}  # the stamp of each source's newest frame, in this process
         self._journal = journal
         self._on_frames = on_frames
         self._wall_clock = wall_clock
@@ -111,9 +103,7 @@ class Recording:
         else:
             self._journal.append_frames(batch, clock)
         if len(batch):
-            received = self.received.setdefault(batch.source, Received())
-            received.payload_bytes += int(batch.length.sum())
-            received.newest_ns = int(batch.ts_ns[-1])
+            self.newest_ns[batch.source] = int(batch.ts_ns[-1])
         if self._on_frames is not None:
             self._on_frames(batch, clock)
 

@@ -118,10 +118,9 @@ def snapshot(daemon: Daemon) -> Snapshot:
 
 
 def _source(daemon: Daemon, name: str, status: SourceStatus, delivered: DeliveryStatus) -> SourceNumbers:
-    received, counts, now_ns = daemon.recording.received.get(name), delivered.decoded.get(name), mono_ns()
-    newest_ns = daemon.following.began_ns if received is None else received.newest_ns
+    counts, now_ns = delivered.decoded.get(name), mono_ns()
+    newest_ns = daemon.recording.newest_ns.get(name, daemon.following.began_ns)
     return SourceNumbers(
-        received_bytes=0 if received is None else received.payload_bytes,
         last_frame_age_seconds=max(now_ns - newest_ns, 0) / 1e9,
         bus_load=None if status.load is None else status.load.ratio(now_ns),
         decoded=0 if counts is None else counts.decoded,

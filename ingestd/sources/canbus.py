@@ -255,6 +255,7 @@ class _Reader:
             self._status.count("error_frames", errors_count)
         self._recorder.frames(batch, clock)
         self._source.load.add(batch)
+        self._status.count("received_bytes", int(batch.length.sum()))
         was_ns, self._utc_offset_ns = self._utc_offset_ns, clock.utc_offset_ns
         if was_ns != self._utc_offset_ns:
             offsets = {"from_offset_ns": was_ns, "to_offset_ns": self._utc_offset_ns}

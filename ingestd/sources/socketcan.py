@@ -261,6 +261,7 @@ class SocketCan:
             self._counted_ns = max(self._counted_ns, int(stamped.ts_ns[-1]))
             self._look_for_errors(batch, recorder)
             self._load.add(batch)
+            self.status.count("received_bytes", int(batch.length.sum()))
         if stamped.step is not None:
             self._event(recorder, "clock_step", **stamped.step._asdict())
             moved_s = (stamped.step.to_offset_ns - stamped.step.from_offset_ns) / 1e9

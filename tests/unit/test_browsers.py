@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from ingestd.daemon.access import USER
 from ingestd.daemon.browsers import Forbidden, guarded, may_change, may_look
 from ingestd.errors import UsageError
 
@@ -30,7 +31,7 @@ def request(
         transport=transport,
     )  # fmt: skip
     if user:
-        made["user"] = user
+        made[USER] = user
     return made
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from ingestd.framing import FRAMERS
 from ingestd.metrics import ChannelValue, Histogram, JournalNumbers, Snapshot, SourceNumbers, StoreNumbers, render
 from ingestd.model import Books, Link, SourceStatus
+
+ROOT = Path(__file__).parents[2]
+COUNTED = ("bus_offs", "error_frames", "skipped_bytes", "odd_name")
 
 
 def a_snapshot() -> Snapshot:
@@ -41,8 +47,8 @@ def a_snapshot() -> Snapshot:
             commit_seconds=commits, wire_to_commit_seconds=latency,
         ),
         sources={
-            "can0": SourceNumbers(800, 0.25, 0.5, decoded=50, undecoded={"unknown": 8, "damaged": 2}, short=4),
-            "gps": SourceNumbers(70, 12.5),
+            "can0": SourceNumbers(0.25, 0.5, decoded=50, undecoded={"unknown": 8, "damaged": 2}, short=4),
+            "gps": SourceNumbers(12.5),
         },
         loop_lag_seconds=lag,
         is_clock_set=False,
@@ -97,8 +103,6 @@ def test_every_number_is_told() -> None:
         "ingestd_source_error_frames_total{source=can0}": 3,
         "ingestd_source_skipped_bytes_total{source=gps}": 11,
         "ingestd_source_odd_name_total{source=gps}": 1,
-        "ingestd_source_received_bytes_total{source=can0}": 800,
-        "ingestd_source_received_bytes_total{source=gps}": 70,
         "ingestd_source_last_frame_age_seconds{source=can0}": 0.25,
         "ingestd_source_last_frame_age_seconds{source=gps}": 12.5,
         "ingestd_frames_decoded_total{source=can0}": 50,
@@ -204,3 +208,37 @@ def test_a_histogram_sorts_durations() -> None:
     histogram.observe(-5.0)
     assert histogram.sum == 0.3
     assert repr(histogram) == "<Histogram of 2, sum 0.3>"
+
+
+def told_families() -> dict[str, Metric]:
+    """Of a snapshot with everything in it, ours, without what sources count."""
+    found, counted = families(a_snapshot()), {f"ingestd_source_{name}" for name in COUNTED}
+    return {name: each for name, each in found.items() if name.startswith("ingestd_") and name not in counted}
+
+
+def row_of(family: Metric) -> str:
+    """As a line of the table in docs/metrics.md."""
+    suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+    labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+    kind = "gauge" if family.name == "ingestd_build_info" else family.type
+    return f"| `{family.name}{suffix}` | {kind} | {', '.join(labels)} | {family.documentation} |"
+
+
+def test_the_documentation_has_every_metric_as_it_is() -> None:
+    """Its name, type, labels and what it is; and none that is not there."""
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = {line for line in page.splitlines() if line.startswith("| `ingestd_") and "ingestd_source_NAME" not in line}
+    wanted = {row_of(family) for family in told_families().values()}
+    assert rows == wanted, "\n".join(sorted(wanted - rows))
+
+
+def test_the_documentation_has_everything_that_sources_count() -> None:
+    """Whatever a source or a framer has a counter of."""
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `((?!ingestd_)[a-z_]+)` \|", page, re.MULTILINE))
+    files = [*(ROOT / "ingestd" / "sources").rglob("*.py"), *(ROOT / "ingestd" / "daemon").glob("*.py")]
+    counted = {name for file in files for name in re.findall(r'\bcount\(\s*"(\w+)"', file.read_text(encoding="utf-8"))}
+    counted |= set(re.findall(r'_status\.count, "(\w+)"', (ROOT / "ingestd/sources/canbus.py").read_text()))
+    for make in FRAMERS.values():
+        counted |= set(make().counters)
+    assert documented == counted
