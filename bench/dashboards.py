@@ -177,7 +177,7 @@ async def measure(dsn: str, days: int) -> list[Timing]:
     """All queries over all of it; the panels that depend on the length of a point also over less, and live chunks."""
     connection = await asyncpg.connect(dsn)
     found = []
-    windows = {f"{days} days": days * 86_400, "1 day": 86_400, "1 h": 3600, "10 s": 10}
+    windows = {f"{days} days": days * 86_400, "1 day": 86_400, "8 h": 8 * 3600, "1 h": 3600, "10 s": 10}
     for session, windows_of in ((STORED, windows), (LIVE, {"1 day, live chunks": 86_400})):
         for number, (window, seconds) in enumerate(windows_of.items()):
             view = View(BEGIN, BEGIN + timedelta(seconds=seconds), POINTS, chosen(session))
