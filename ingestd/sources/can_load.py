@@ -12,14 +12,13 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ingestd.clock import mono_ns
 from ingestd.model import Flag, FrameBatch
 
 WINDOW_NS: Final = 1_000_000_000
-SAMPLE_FRAMES: Final = 8  # in which stuff bits are counted, in each window
-SAMPLE_WEIGHT: Final = 0.2  # of the newest sample
+SAMPLE_FRAMES: Final = 4  # in which stuff bits are counted, in each window
+SAMPLE_WEIGHT: Final = 0.1  # of the newest sample
 STUFFED_AT_FIRST: Final = 1.08  # until there is one
 
 BASE_BITS, EXTENDED_MORE_BITS = 47, 20  # of a classic frame without data
@@ -29,6 +28,7 @@ FD_DATA_BITS: Final = 37  # … and the other's: ESI, DLC, stuff count, CRC of 1
 FD_LONG_MORE_BITS: Final = 5  # of more than 16 bytes: CRC of 21 bits, and one fixed stuff bit more
 FD_LONG_BYTES: Final = 16
 CRC_15: Final = 0x4599
+UNUSUAL: Final = Flag.ERROR.value | Flag.FD.value
 
 
 class BusLoad:
@@ -46,27 +46,35 @@ class BusLoad:
         """Count the bits of frames."""
         if not self.bitrate:
             return
-        length, flags = batch.length.astype(np.int64), batch.flags
-        is_error = flags & Flag.ERROR.value != 0
-        is_fd = (flags & Flag.FD.value != 0) & ~is_error
-        extended = flags & Flag.EXTENDED.value != 0
-        classic = ~is_fd & ~is_error
-        if classic.any():
-            if not self._is_sampled:
-                self._sample(batch, np.flatnonzero(classic)[:SAMPLE_FRAMES])
-            bits = np.count_nonzero(classic) * BASE_BITS + np.count_nonzero(classic & extended) * EXTENDED_MORE_BITS
-            self._bits += self._stuffed * (bits + 8 * int(length[classic].sum()))
-        if is_fd.any():
-            slow = FD_BASE_BITS + np.where(extended[is_fd], FD_EXTENDED_MORE_BITS, 0)
-            of_data = FD_DATA_BITS + 8 * length[is_fd] + FD_LONG_MORE_BITS * (length[is_fd] > FD_LONG_BYTES)
-            switches = flags[is_fd] & Flag.BITRATE_SWITCH.value != 0
-            self._bits += float(slow.sum() + of_data[~switches].sum())
-            self._fast_bits += float(of_data[switches].sum())
+        flags = batch.flags
+        if not (flags & UNUSUAL).any():
+            self._add_classic(batch)
+            return
+        is_fd = flags & UNUSUAL == Flag.FD.value
+        self._add_classic(batch[flags & UNUSUAL == 0])
+        self._add_fd(batch[is_fd])
 
-    def _sample(self, batch: FrameBatch, rows: NDArray[np.intp]) -> None:
+    def _add_classic(self, batch: FrameBatch) -> None:
+        if not len(batch):
+            return
+        if not self._is_sampled:
+            self._sample(batch[:SAMPLE_FRAMES])
+        extended = np.count_nonzero(batch.flags & Flag.EXTENDED.value)
+        bits = len(batch) * BASE_BITS + extended * EXTENDED_MORE_BITS + 8 * int(batch.length.sum())
+        self._bits += self._stuffed * bits
+
+    def _add_fd(self, batch: FrameBatch) -> None:
+        length = batch.length.astype(np.int64)
+        slow = FD_BASE_BITS + np.where(batch.flags & Flag.EXTENDED.value, FD_EXTENDED_MORE_BITS, 0)
+        of_data = FD_DATA_BITS + 8 * length + FD_LONG_MORE_BITS * (length > FD_LONG_BYTES)
+        switches = batch.flags & Flag.BITRATE_SWITCH.value != 0
+        self._bits += float(slow.sum() + of_data[~switches].sum())
+        self._fast_bits += float(of_data[switches].sum())
+
+    def _sample(self, batch: FrameBatch) -> None:
         self._is_sampled = True
         nominal = stuff = 0
-        for row in rows.tolist():
+        for row in range(len(batch)):
             flags, payload = int(batch.flags[row]), bytes(batch.data[row, : batch.length[row]])
             bits = stuffable_bits(int(batch.arbitration_id[row]), flags, payload)
             nominal += len(bits) + UNSTUFFED_BITS

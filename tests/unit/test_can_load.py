@@ -27,7 +27,7 @@ def frames(count: int, arbitration_id: int, flags: int, payload: bytes) -> Frame
 def load_of(batch: FrameBatch, bitrate: int = 500_000, data_bitrate: int = 0) -> float:
     """What a second with these frames is, as soon as the stuff bits are known."""
     load = BusLoad(bitrate, data_bitrate)
-    for _ in range(40):  # What is counted in a sample is weighed with those before.
+    for _ in range(80):  # What is counted in a sample is weighed with those before.
         load.add(batch)
         ratio = load.ratio(load._since_ns + SECOND_NS)
     assert ratio is not None
