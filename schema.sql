@@ -336,17 +336,12 @@ BEGIN ATOMIC
                greatest((utc_ns(p_to) - utc_ns(p_from) - 1) / greatest(p_points, 1) + 1, 1) AS step_ns
         WHERE p_from < p_to
     ),
-    wanted AS MATERIALIZED (
-        SELECT ch.group_id, ch.position
-        FROM signal_groups g
-        JOIN channels ch ON ch.group_id = g.id
-        WHERE g.source = p_source AND ch.channel = p_channel
-    ),
     part AS (
         SELECT p.bucket, p.low, p.high, p.mean, p.samples
         FROM w
-        CROSS JOIN wanted ch
-        JOIN signal_chunks c ON c.group_id = ch.group_id
+        CROSS JOIN signal_groups g
+        JOIN channels ch ON ch.group_id = g.id
+        JOIN signal_chunks c ON c.group_id = g.id
         CROSS JOIN LATERAL (
             SELECT greatest((c.mono_start_ns + c.utc_offset_ns - w.from_ns) / w.step_ns, 0) AS bucket,
                    c.value_min[ch.position] AS low,
@@ -366,6 +361,8 @@ BEGIN ATOMIC
               AND s.value <> 'NaN'
         ) p
         WHERE c.session_id = p_session
+          AND g.source = p_source
+          AND ch.channel = p_channel
           AND c.mono_end_ns + c.utc_offset_ns >= utc_ns(p_from)
           AND c.mono_start_ns + c.utc_offset_ns < utc_ns(p_to)
     )
