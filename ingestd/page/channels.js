@@ -83,7 +83,9 @@ export class Table {
     button.addEventListener("click", () => this.toggle(channel.key));
     const dot = channel.name.lastIndexOf(".") + 1;
     const name = element("th", { scope: "row", title: channel.key },
-      element("span", { className: "group" }, channel.name.slice(0, dot)), channel.name.slice(dot));
+      element("span", { className: "group" }, channel.name.slice(0, dot)));
+    // A name that is too long for a line is broken where a word in it begins.
+    for (const word of channel.name.slice(dot).split(/(?<=[a-z0-9])(?=[A-Z])|(?<=_)/)) name.append(word, document.createElement("wbr"));
     const line = svg("path", { fill: "none" });
     const spark = svg("svg", { viewBox: `0 0 ${SPARK_WIDTH} ${SPARK_HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     spark.append(line);
