@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ingestd.cli.running import LogLine, is_journal, run_command, set_up_logging
+from ingestd.cli.running import JsonLine, LogLine, is_journal, run_command, set_up_logging
 from ingestd.errors import ConfigError
 
 
@@ -52,6 +53,29 @@ def test_the_journal_gets_priorities() -> None:
     lines = formatter.format(failed).splitlines()
     assert len(lines) > 3
     assert all(line.startswith("<2>") for line in lines)
+
+
+def test_json_has_the_facts_by_their_keys() -> None:
+    """One object a line, whatever was said; the journal's prefix before it."""
+    line = JsonLine(for_journal=False).format(record(logging.WARNING, "frames lost source=%s frames=%d", "can0", 7))
+    assert json.loads(line) == {
+        "time": "2026-09-12T13:30:00.500Z",
+        "level": "warning",
+        "part": "daemon.service",
+        "message": "frames lost source=can0 frames=7",
+        "facts": {"source": "can0", "frames": 7},
+    }
+    failed = record(logging.CRITICAL, "a task ended: %s 100%% reason=%r", "sync", ValueError('"x"\ny'))
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        failed.exc_info = sys.exc_info()
+    line = JsonLine(for_journal=True).format(failed)
+    assert line.startswith("<2>{")
+    assert "\n" not in line
+    said = json.loads(line[3:])
+    assert said["facts"] == {"reason": '"x"\ny'}
+    assert "ValueError: first\nsecond" in said["traceback"]
 
 
 def test_what_is_the_journal(tmp_path: Path) -> None:
