@@ -47,6 +47,7 @@ BOTTOM_IMPORTS = {
 # Each third party stays behind the parts named here. One that is not listed may not be imported at all.
 FENCES: dict[str, frozenset[str]] = {
     "aiohttp": frozenset({"daemon"}),
+    "bcrypt": frozenset({"daemon"}),
     "alembic": frozenset({"store"}),
     "asammdf": frozenset({"sources"}),
     "asyncpg": frozenset({"store"}),
