@@ -132,7 +132,7 @@ async def test_whatever_keeps_the_interface_is_said_once_and_waited_for(
         await world.has(3)
     assert world.recording.kinds == ["link_down", "link_up"]
     assert world.source.status.reason == ""
-    assert world.source.status.counters == {"link_downs": 1}
+    assert dict(world.source.status.counters, received_bytes=0) == {"link_downs": 1, "received_bytes": 0}
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert len(world.sockets) == 1
 
@@ -203,7 +203,7 @@ async def test_loss_is_counted_once_and_where_it_was(world: World) -> None:
         assert world.recording.lost_count == 10
         can_socket.lost_count = 11
         await until(lambda: world.recording.lost_count == 11, "one more, though no frame follows")
-    assert world.source.status.counters == {"overflow_frames": 11}
+    assert dict(world.source.status.counters, received_bytes=0) == {"overflow_frames": 11, "received_bytes": 0}
 
 
 async def test_the_count_of_loss_may_pass_its_32_bits(world: World) -> None:
