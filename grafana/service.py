@@ -126,10 +126,11 @@ def service() -> Json:
                       promql(rate("ingestd_frames_rejected_total", "source"), f"{source} rejected"), unit="cps",
                       custom={"drawStyle": "bars", "fillOpacity": 100})),
         (8, over_time("frames decoded, and not",
-                      "A second. unknown: no signal database has the id; short: cut off; damaged: the decoder refuses.",
+                      "A second. unknown: no signal database has the id; damaged: no sense in them; short: cut off, "
+                      "and counted among the others as well.",
                       promql(rate("ingestd_frames_decoded_total", "source"), f"{source} decoded"),
                       promql(rate("ingestd_frames_undecoded_total", "source", "reason"), f"{source} {{{{reason}}}}"),
-                      unit="cps")),
+                      promql(rate("ingestd_frames_short_total", "source"), f"{source} short"), unit="cps")),
     ]  # fmt: skip
     state = "ingestd_can_controller_state"
     names = ("error-active", "error-warning", "error-passive", "bus-off")

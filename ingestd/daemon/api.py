@@ -48,6 +48,7 @@ STATE_SECONDS: Final = 1.0
 SLOW_SECONDS_MAX: Final = 30.0
 SEND_BUFFER_BYTES: Final = 1 << 17  # in the kernel, for a watcher: what waits there is not the newest any more
 RECONNECT_MS: Final = 1000
+RUN: Final = uuid4().hex  # of this process: the page notices another one
 
 
 def api_routes(daemon: Daemon) -> list[web.RouteDef]:
@@ -55,7 +56,6 @@ def api_routes(daemon: Daemon) -> list[web.RouteDef]:
     listen = daemon.config.http.listen
     look = may_look("" if listen is None else listen.host or "")
     change = may_change(look)
-    run = uuid4().hex
 
     async def live(request: web.Request) -> web.StreamResponse:
         pattern, seconds = request.query.get("pattern", "*"), seconds_of(request.query.get("seconds", "0.5"))
@@ -70,7 +70,7 @@ def api_routes(daemon: Daemon) -> list[web.RouteDef]:
         await response.prepare(request)
         _bound_buffer(request)
         news = News(daemon)
-        hello = {"version": __version__, "run": run, "charts": plotly_file() is not None} | _rights(request)
+        hello = {"version": __version__, "run": RUN, "charts": plotly_file() is not None} | _rights(request)
         # A reset is how a watcher says goodbye.
         with suppress(ConnectionResetError):
             await _write(request, response, b"retry: %d\n\n" % RECONNECT_MS + message("hello", hello))
