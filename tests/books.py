@@ -102,6 +102,7 @@ def in_metrics(recorder: Recorder) -> dict[str, Said]:
     return {
         source: Said(of["received"], of["committed"], of["pending"], of["rejected"], _some(dropped.get(source, {})))
         for source, of in counts.items()
+        if of["received"]  # One that has given nothing is in no books.
     }
 
 
@@ -169,7 +170,10 @@ def assert_books(
         if is_sent:
             settle(recorder, seconds=seconds)
             # What was still on its way may come in between.
-            wait_until(lambda: in_metrics(recorder) == in_status(recorder), "two books that are equal", seconds)
+            wait_until(
+                lambda: in_metrics(recorder) == in_status(recorder), "two books that are equal", seconds,
+                lambda: f"{in_metrics(recorder)}\n{in_status(recorder)}\n{recorder.log()[-5000:]}",
+            )  # fmt: skip
         assert all(said.is_balanced for said in in_metrics(recorder).values())
         recorder.stop()
     books = in_log(recorder.log()[recorder.begun :])
