@@ -19,7 +19,7 @@ from ingestd.daemon.devices import open_sources
 from ingestd.daemon.notify import Notifier
 from ingestd.daemon.reporting import report
 from ingestd.daemon.service import REFUSED, Daemon
-from ingestd.errors import IngestdError, UsageError
+from ingestd.errors import ConfigError, IngestdError, UsageError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -49,6 +49,18 @@ async def _run(config: Config, file: Path, load: Callable[[], Config]) -> int:
         loop.add_signal_handler(number, service.daemon.stop, number.name)
     loop.add_signal_handler(signal.SIGHUP, service.hang_up)
     return await service.run()
+
+
+def _check_certificate(config: Config) -> None:
+    """Raises ConfigError where the HTTP side could not be served with it."""
+    from ingestd.daemon.access import Access
+
+    http = config.http
+    try:
+        Access(http.users, http.tls_certificate, http.tls_key).ssl_context()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise ConfigError(f"http.tls_certificate: {where}{error.strerror}", "is tls_key its key?") from error
 
 
 class Service:
@@ -103,7 +115,9 @@ class Service:
             self._notifier.reloading()
             try:
                 before = self.daemon.config.http
-                changes = await reload(self.daemon, await asyncio.to_thread(self._load))
+                wanted = await asyncio.to_thread(self._load)
+                await asyncio.to_thread(_check_certificate, wanted)
+                changes = await reload(self.daemon, wanted)
                 http = self.daemon.config.http
                 # A certificate may be another one now, in the same file.
                 if (http != before or http.tls_certificate) and not self.daemon.stopped.is_set():

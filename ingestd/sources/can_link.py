@@ -1,5 +1,8 @@
 """What the kernel knows of a CAN controller, its bit rates and its state, asked for by rtnetlink(7).
 
+The answer may take seconds: the kernel waits for links that are being changed, and a driver may ask its adapter. So it
+is asked in a thread, one for all buses, and what is known is what was answered last.
+
 Limits: a virtual bus (vcan) has neither, and a sandbox may forbid the question: then nothing is known.
 
 Sources: linux/rtnetlink.h, linux/if_link.h, linux/can/netlink.h.
@@ -10,7 +13,8 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ClassVar, Final, NamedTuple
 
 from ingestd.model import CONTROLLER_STATES
 
@@ -32,12 +36,39 @@ class Controller(NamedTuple):
     state: str = ""
 
 
+class Inquiry:
+    """What is known of the controller behind one interface at a time."""
+
+    _thread: ClassVar = ThreadPoolExecutor(1, thread_name_prefix="can link")
+
+    def __init__(self) -> None:
+        self._ifindex = 0
+        self._known = Controller()
+        self._asked: tuple[int, Future[Controller]] | None = None  # of which interface, and what will be answered
+
+    def __repr__(self) -> str:
+        return f"<Inquiry {self._ifindex}: {self._known}>"
+
+    def look(self, ifindex: int) -> Controller:
+        """What was answered last, if that was of this interface; ask anew unless an answer is owed. Returns at once."""
+        if ifindex != self._ifindex:
+            self._ifindex, self._known = ifindex, Controller()
+        if self._asked is not None and self._asked[1].done():
+            of, answer = self._asked
+            self._asked = None
+            if of == ifindex:
+                self._known = answer.result()
+        if self._asked is None:
+            self._asked = ifindex, self._thread.submit(ask, ifindex)
+        return self._known
+
+
 def ask(ifindex: int) -> Controller:
-    """What there is to know of the controller behind an interface now."""
+    """What there is to know of the controller behind an interface now; for a thread."""
     request = _HEADER.pack(_HEADER.size + _INTERFACE.size, RTM_GETLINK, NLM_F_REQUEST, 1, 0)
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as kernel:
-            kernel.setblocking(False)  # The answer is there when the question has been put.
+            kernel.setblocking(False)  # The answer is there once the question was put, which is what takes its time.
             kernel.send(request + _INTERFACE.pack(0, 0, ifindex, 0, 0))
             return understand(kernel.recv(ANSWER_BYTES_MAX))
     except (OSError, struct.error):

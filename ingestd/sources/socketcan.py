@@ -34,7 +34,7 @@ import numpy as np
 from ingestd.clock import mono_ns, read_offset_ns
 from ingestd.model import Event, FrameBatch, Int64s, Link, Recorder, SourceStatus
 from ingestd.sources.can_bus_state import BusWatch
-from ingestd.sources.can_link import ask
+from ingestd.sources.can_link import Inquiry
 from ingestd.sources.can_load import BusLoad
 from ingestd.sources.can_socket import CALLS_MAX, FILTERS_MAX, CanSocket, Frames, dropped_count, has_bus, join, look
 from ingestd.sources.kernel_stamps import KernelStamps
@@ -80,6 +80,7 @@ class SocketCan:
         self._read_offset = read_offset
         self._bus = BusWatch(name, self.status)
         self._load = self.status.load = BusLoad()
+        self._inquiry = Inquiry()
         self._socket: CanSocket | None = None
         self._ifindex = 0  # of the interface that the socket is bound to; 0: it is of no use any more
         self._was_away = False  # The kernel said so, though it may be back by the time that it is looked at.
@@ -156,7 +157,7 @@ class SocketCan:
         can_socket, status = self._socket, self.status
         status.controller, status.buffer_bytes = "", None
         if can_socket is not None:
-            controller = ask(self._ifindex)
+            controller = self._inquiry.look(self._ifindex)
             status.controller = controller.state or self._bus.name
             self._load.bitrate, self._load.data_bitrate = controller.bitrate, controller.data_bitrate
             status.buffer_bytes, status.buffer_bytes_max = can_socket.waiting_bytes(), can_socket.buffer_bytes

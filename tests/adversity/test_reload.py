@@ -158,6 +158,7 @@ def test_a_broken_configuration_is_refused_as_a_whole(
     mistakes = {
         good.replace('"100ms"', '"soon"').replace("port = ", "prot = "): ["batch.interval", "serial[0].prot"],
         good.replace('"100ms"', '"200ms"') + f'[[can]]\nname = "can0"\ndbc = ["{broken_dbc}"]\n': ["broken.dbc"],
+        good.replace("[http]", '[http]\ntls_certificate = "gone.crt"'): ["http.tls_certificate", "gone.crt"],
         good + "[[": ["not TOML"],
         "": ["there is no source"],
     }

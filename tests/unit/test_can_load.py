@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from ingestd.model import CONTROLLER_STATES, Flag, FrameBatch
-from ingestd.sources import can_load
-from ingestd.sources.can_link import Controller, ask, understand
+from ingestd.sources import can_link, can_load
+from ingestd.sources.can_link import Controller, Inquiry, ask, understand
 from ingestd.sources.can_load import BusLoad, crc_15, stuff_count, stuffable_bits
 
 SECOND_NS = 1_000_000_000
@@ -69,11 +71,31 @@ def test_remote_and_error_frames() -> None:
 def test_fd_frames_at_two_rates() -> None:
     """The data go at the faster rate where the frame says so; the rest never does."""
     switched = frames(1000, 0x123, Flag.FD | Flag.BITRATE_SWITCH, bytes(64))
-    slow, fast = 1000 * 29 / 500_000, 1000 * (37 + 5 + 512) / 2_000_000
+    slow, fast = 1000 * 29 / 500_000, 1000 * (579 - 29) / 2_000_000  # linux/can/length.h: 579 bits, 598 extended
     assert load_of(switched, 500_000, 2_000_000) == pytest.approx(slow + fast)
     assert load_of(frames(1000, 0x123, Flag.FD, bytes(8)), 500_000, 2_000_000) == pytest.approx(
-        1000 * (29 + 37 + 64) / 5e5
+        1000 * (29 + 33 + 64) / 5e5
     )
+
+
+def test_an_answer_that_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks does not wait; what is known is of the interface that is looked at."""
+    may_answer = threading.Event()
+
+    def slow(ifindex: int) -> Controller:
+        assert may_answer.wait(20)
+        return Controller(ifindex * 1000)
+
+    monkeypatch.setattr(can_link, "ask", slow)
+    inquiry = Inquiry()
+    assert [inquiry.look(3) for _ in range(100)] == [Controller()] * 100
+    may_answer.set()
+    deadline = time.monotonic() + 20
+    while inquiry.look(3) == Controller():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert inquiry.look(3) == Controller(3000)
+    assert inquiry.look(4) == Controller()
 
 
 def test_it_is_asked_as_often_as_one_likes() -> None:
