@@ -145,7 +145,8 @@ class _SnapshotCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         snapshot = self._snapshot
         yield InfoMetricFamily("ingestd_build", "The program.", {"version": snapshot.version})
-        yield from _books(snapshot.books)
+        if snapshot.recovered:  # Totals that jump from those of this process to those of the journal would look new.
+            yield from _books(snapshot.books)
         yield from _sources(snapshot.statuses)
         yield from _frames(snapshot.sources)
         yield from _can(snapshot)
@@ -219,7 +220,12 @@ def _frames(sources: Mapping[str, SourceNumbers]) -> Iterator[Metric]:
 
 
 def _can(snapshot: Snapshot) -> Iterator[Metric]:
-    load = _gauge("can_bus_load_ratio", "Part of the time that the bus was busy, from 0 to 1.", None, "source")
+    load = _gauge(
+        "can_bus_load_ratio",
+        "Part of the time that the bus was busy with recorded frames, from 0 to 1.",
+        None,
+        "source",
+    )
     state = _gauge("can_controller_state", "1 for the state that the controller is in.", None, "source", "state")
     used = _gauge("source_receive_buffer_bytes", "Bytes that wait in the kernel.", None, "source")
     size = _gauge("source_receive_buffer_max_bytes", "Bytes that may wait in the kernel.", None, "source")
@@ -240,7 +246,7 @@ def _journal(journal: JournalNumbers) -> Iterator[Metric]:
     yield _gauge("journal_max_bytes", "Bytes of disk that the journal may take.", journal.bytes_max)
     yield _gauge(
         "journal_oldest_pending_seconds",
-        "Age of the oldest frame that is not in the database.",
+        "Since the database had everything last, or since the start; 0 while it has.",
         journal.oldest_pending_seconds,
     )
     yield _counter("journal_written_bytes", "Bytes written to the journal.", value=journal.written_bytes)

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,11 +99,12 @@ def in_metrics(recorder: Recorder) -> dict[str, Said]:
                 dropped.setdefault(label["source"], {})[label["reason"]] = int(float(value))
             else:
                 counts.setdefault(label["source"], Counter())[what] = int(float(value))
-    return {
-        source: Said(of["received"], of["committed"], of["pending"], of["rejected"], _some(dropped.get(source, {})))
-        for source, of in counts.items()
-        if of["received"]  # One that has given nothing is in no books.
-    }
+    found: dict[str, Said] = defaultdict(lambda: Said(0, 0, 0, 0, {}))  # Whoever asks too early is told of nothing.
+    for source, of in counts.items():
+        if of["received"]:  # One that has given nothing is in no books.
+            lost = _some(dropped.get(source, {}))
+            found[source] = Said(of["received"], of["committed"], of["pending"], of["rejected"], lost)
+    return found
 
 
 def in_status(recorder: Recorder) -> dict[str, Said]:

@@ -17,7 +17,7 @@ def hash_password_command() -> None:
     from ingestd.daemon.access import hash_of
 
     if sys.stdin.isatty():
-        password = click.prompt("password", hide_input=True, confirmation_prompt=True, err=True)
+        password = click.prompt("Password", hide_input=True, confirmation_prompt="Again", err=True)
     else:
         password = sys.stdin.readline().rstrip("\r\n")
     if not password:
@@ -25,4 +25,4 @@ def hash_password_command() -> None:
     try:
         out.print(hash_of(password), markup=False, highlight=False)
     except ValueError as error:
-        raise UsageError(f"this password {error}", "take a shorter one") from error
+        raise UsageError(f"this password {error}", "take another one") from error

@@ -26,6 +26,7 @@ from ingestd.config import load_config
 PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
 _FIELD = re.compile(r"(?:(\w+)=)?(%[-+#0-9.]*[sdrfgx])")  # of a format: the key that a value has, if any
+_FACTS = re.compile(r"\w+=\S+(?: \w+=\S+)*")
 
 
 @click.command("run")
@@ -119,13 +120,21 @@ class JsonLine(logging.Formatter):
 
 
 def facts_of(record: logging.LogRecord) -> dict[str, object]:
-    """The arguments of a record by the keys that its format gives them: `source=%s frames=%d`."""
+    """The arguments of a record by the keys that its format gives them: `source=%s frames=%d`.
+
+    One that has none may itself be made of facts: `dropped_budget=3 dropped_overflow=1`.
+    """
     values = record.args if isinstance(record.args, tuple) else ()
     keys = [key for key, _ in _FIELD.findall(str(record.msg))]
     if len(keys) != len(values):
         return {}
-    plain = (value if isinstance(value, str | int | float | None) else str(value) for value in values)
-    return {key: value for key, value in zip(keys, plain, strict=True) if key}
+    facts: dict[str, object] = {}
+    for key, value in zip(keys, values, strict=True):
+        if key:
+            facts[key] = value if isinstance(value, str | int | float | None) else str(value)
+        elif isinstance(value, str) and _FACTS.fullmatch(value):
+            facts |= dict(each.split("=", 1) for each in value.split())
+    return facts
 
 
 def utc_of(record: logging.LogRecord) -> str:

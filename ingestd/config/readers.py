@@ -39,7 +39,7 @@ BYTES_OF = {
 }
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-zµA-Z]+)")
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]{0,9})?")
-_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
+_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}")
 _FILTER = re.compile(r"(?:0x)?([0-9a-f]{1,8})(?:([:-])(?:0x)?([0-9a-f]{1,8}))?", re.IGNORECASE)
 
 
@@ -277,16 +277,14 @@ def password_hashes(value: Any, at: Place) -> Any:
     """A table of names and bcrypt hashes."""
     if not isinstance(value, dict):
         return at.wrong(f"must be a table, not {kind_of(value)}", 'write { name = "$2b$…" }')
+    mistakes_before = len(at.mistakes)
     for name, hashed in value.items():
         if not name or ":" in name:
-            (at / name).wrong("is no name of a user", "write one without a colon")
-        elif not isinstance(hashed, str) or not _BCRYPT.fullmatch(hashed):
+            (at / name).wrong("is no name of a user", "write one that is not empty and has no colon")
+        if not isinstance(hashed, str) or not _BCRYPT.fullmatch(hashed):
             # Not shown: it may be the password.
             (at / name).wrong("is not the hash of a password", "`ingestd hash-password` makes one")
-        else:
-            continue
-        return BAD
-    return value
+    return BAD if len(at.mistakes) > mistakes_before else value
 
 
 def scalars(value: Any, at: Place) -> Any:

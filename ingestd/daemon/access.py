@@ -43,20 +43,26 @@ class Access:
     key: Path | None = None
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """What to serve with. Raises OSError, with the file, if it cannot be read or is none."""
+        """What to serve with. Raises OSError, whose `strerror` names the file and what is wrong with it."""
         if self.certificate is None:
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         for path in (self.certificate, self.key):
-            if path is not None:
-                path.read_bytes()  # OpenSSL would not say which.
+            try:
+                if path is not None:
+                    path.read_bytes()  # OpenSSL would not say which.
+            except OSError as error:
+                raise OSError(error.errno, f"{path}: {error.strerror}") from error
         try:
             # A key that has a password would be asked for at a terminal that nobody looks at.
             context.load_cert_chain(self.certificate, self.key, password=lambda: "")
         except ssl.SSLError as error:
-            files = " and ".join(str(path) for path in (self.certificate, self.key) if path is not None)
-            said = (error.reason or str(error)).replace("_", " ").lower()
-            raise OSError(None, f"{files} cannot be used as certificate and key: {said}") from error
+            if self.key is None:
+                said = f"{self.certificate} is no certificate with its key; a key of its own: http.tls_key"
+            else:
+                reason = (error.reason or "they are none").replace("_", " ").lower()
+                said = f"{self.certificate} and {self.key} cannot be used as certificate and key: {reason}"
+            raise OSError(None, said) from error
         return context
 
 
@@ -108,7 +114,10 @@ def only_for(users: Mapping[str, str]) -> Middleware:
             user = await keeper.user_of(request.headers.get("Authorization", ""))
             if user is None:
                 asked = {"WWW-Authenticate": 'Basic realm="ingestd", charset="UTF-8"'}
-                raise web.HTTPUnauthorized(headers=asked, text="name and password, please: http.users\n")
+                raise web.HTTPUnauthorized(
+                    headers=asked,
+                    text="name or password is wrong or missing; who may: http.users in the recorder's configuration\n",
+                )
             request[USER] = user
         return await handler(request)
 
@@ -116,8 +125,10 @@ def only_for(users: Mapping[str, str]) -> Middleware:
 
 
 def hash_of(password: str) -> str:
-    """What http.users holds for a password. Raises ValueError if it is longer than bcrypt can tell apart."""
+    """What http.users holds for a password. Raises ValueError for one that bcrypt would cut."""
     encoded = password.encode()
+    if b"\0" in encoded:
+        raise ValueError("has a NUL in it, where it would end")
     if len(encoded) > PASSWORD_BYTES_MAX:
         raise ValueError(f"has {len(encoded)} bytes, and more than {PASSWORD_BYTES_MAX} are not told apart")
     return bcrypt.hashpw(encoded, bcrypt.gensalt()).decode()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
+from ingestd.clock import mono_ns
 from ingestd.model import Recorder, Source
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ class Attendance:
         self._recorder = recorder
         self._on_failure = on_failure
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.began_ns: dict[str, int] = {}  # when each began
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -34,6 +36,7 @@ class Attendance:
         if self._closed:
             return
         self.sources[source.name] = source
+        self.began_ns[source.name] = mono_ns()
         task = asyncio.create_task(source.run(self._recorder), name=source.name)
         self._tasks[source.name] = task
         task.add_done_callback(self._ended)

@@ -8,7 +8,8 @@ strangers, and these must neither read nor change anything:
 - A change comes from the page itself: its Origin is our Host. It is JSON, which no form of a stranger's can send.
 
 And a change comes from the machine itself, or from somebody who has said who he is (`request[USER]`, of
-access.py). What a proxy on this machine passes on comes from elsewhere, and it says so in its headers.
+access.py). What a proxy on this machine passes on comes from elsewhere; one that does not say so in its headers cannot
+be told from the machine itself, and needs users.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Endpoints:
             try:
                 await site.start()
                 self.address = Address(self._listen.host, self._runner.addresses[0][1])
-                log.info("listening %s=%s", "http" if context is None else "https", self.address)
+                log.info("listening http=%s" if context is None else "listening https=%s", self.address)
             except (OSError, UnicodeError) as error:  # UnicodeError: a host that no DNS name can be
                 await site.stop()  # or the runner keeps every one that failed
                 said = self._cannot(error, said)
@@ -100,8 +100,6 @@ class Endpoints:
     def _cannot(self, error: OSError | UnicodeError, said: str) -> str:
         """Say why not, unless that is what was said last; the reason."""
         reason = getattr(error, "strerror", None) or str(error)
-        if file := getattr(error, "filename", None):
-            reason = f"{file}: {reason}"
         if reason != said:
             hint = HINTS.get(getattr(error, "errno", None) or 0, "see [http] in the configuration")
             log.warning("cannot listen, tried again http=%s reason=%r hint=%r", self._listen, reason, hint)

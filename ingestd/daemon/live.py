@@ -138,6 +138,7 @@ class Live:
         self._watchers.append(news)
         if self._task is None:
             self._task = asyncio.create_task(self._decode(), name="live")
+            self._task.add_done_callback(_say_failure)
         try:
             while True:
                 async with self._decoded:
@@ -160,8 +161,7 @@ class Live:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
         self._waiting.clear()
         self._values.clear()
         self._waiting_count = self.frames_left_out = 0
@@ -177,15 +177,20 @@ class Live:
                 in_force, decoders = now_in_force, now_in_force.anew()
             waiting, self._waiting, self._waiting_count = self._waiting, deque(), 0
             newest = await asyncio.to_thread(_newest, waiting, decoders, memory)
+            for key, value in newest.items():
+                before = self._values.get(key)
+                samples = value.samples + (0 if before is None else before.samples)
+                self._values[key] = newest[key] = value._replace(samples=samples)
+            for news in tuple(self._watchers):
+                news |= {key: value.spanning(news.get(key)) for key, value in newest.items()}
+                await asyncio.sleep(0)  # Reading the buses comes first, however many watch.
             async with self._decoded:
-                for key, value in newest.items():
-                    before = self._values.get(key)
-                    if before is not None:
-                        value = value._replace(samples=value.samples + before.samples)
-                    self._values[key] = value
-                    for news in self._watchers:
-                        news[key] = value.spanning(news.get(key))
                 self._decoded.notify_all()
+
+
+def _say_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("values are shown no more until all who watch have gone", exc_info=task.exception())
 
 
 def _newest(

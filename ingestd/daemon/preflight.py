@@ -206,9 +206,7 @@ def _http(http: Http, listen: Address, holder: str | None) -> Iterator[Finding]:
     try:
         Access(http.users, http.tls_certificate, http.tls_key).ssl_context()
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        text = f"{where}{error.strerror}; recording would go on without: see http.tls_certificate"
-        yield Finding("problem", "http", text)
+        yield Finding("problem", "http", f"{error.strerror}; recording would go on without: see http.tls_certificate")
     if listen.host not in ("127.0.0.1", "::1", "localhost") and not http.users:
         yield Finding("note", "http", f"whoever reaches {listen} may read everything there: see http.users")
     yield _address(listen, holder, "https" if http.tls_certificate else "http")

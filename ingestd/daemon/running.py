@@ -59,8 +59,7 @@ def _check_certificate(config: Config) -> None:
     try:
         Access(http.users, http.tls_certificate, http.tls_key).ssl_context()
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise ConfigError(f"http.tls_certificate: {where}{error.strerror}", "is tls_key its key?") from error
+        raise ConfigError(f"http.tls_certificate: {error.strerror}") from error
 
 
 class Service:

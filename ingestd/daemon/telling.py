@@ -37,7 +37,6 @@ class Following:
 
     def __init__(self, live: Live) -> None:
         self.loop_lag = Histogram(LAG_BOUNDS)
-        self.began_ns = mono_ns()
         self._live = live
         self._values: dict[tuple[str, str], Value] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -70,10 +69,12 @@ class Following:
     def channels(self) -> list[ChannelValue]:
         """The values of channels that are wanted."""
         oldest_ns = mono_ns() - CHANNEL_AGE_NS_MAX
+        for key in [key for key, value in self._values.items() if value.ts_mono_ns < oldest_ns]:
+            del self._values[key]
         return [
             ChannelValue(value.source, value.channel, value.unit or "", value.number)
             for value in self._values.values()
-            if value.ts_mono_ns >= oldest_ns and value.number is not None
+            if value.number is not None
         ]
 
 
@@ -119,7 +120,7 @@ def snapshot(daemon: Daemon) -> Snapshot:
 
 def _source(daemon: Daemon, name: str, status: SourceStatus, delivered: DeliveryStatus) -> SourceNumbers:
     counts, now_ns = delivered.decoded.get(name), mono_ns()
-    newest_ns = daemon.recording.newest_ns.get(name, daemon.following.began_ns)
+    newest_ns = max(daemon.recording.newest_ns.get(name, 0), daemon.attendance.began_ns.get(name, now_ns))
     return SourceNumbers(
         last_frame_age_seconds=max(now_ns - newest_ns, 0) / 1e9,
         bus_load=None if status.load is None else status.load.ratio(now_ns),

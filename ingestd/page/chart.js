@@ -146,9 +146,9 @@ export class Chart {
       {
         ...common,
         y,
-        name: channel.key,
+        name: plain(channel.key),
         line: { width: 1.6, color: colour, shape },
-        text: y.map((value) => (value === null ? "" : `${decimal(value, channel.decimals)} ${channel.unit}`)),
+        text: y.map((value) => (value === null ? "" : `${decimal(value, channel.decimals)} ${plain(channel.unit)}`)),
         hovertemplate: "%{text}<extra>%{fullData.name}</extra>",
       },
     ];
@@ -181,13 +181,16 @@ export class Chart {
     units.forEach((unit, n) => {
       const top = 1 - n * (tall + gap);
       layout[n ? `yaxis${n + 1}` : "yaxis"] = {
-        ...lines, domain: [Math.max(0, top - tall), top], title: { text: unit, standoff: 4, font: { color: colour("--dim") } },
+        ...lines, domain: [Math.max(0, top - tall), top], title: { text: plain(unit), standoff: 4, font: { color: colour("--dim") } },
         nticks: 5, fixedrange: true,
       };
     });
     return layout;
   }
 }
+
+// plotly reads some HTML in texts; names and units of signal databases are no HTML.
+const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
 // A colour written #rrggbb, see-through.
 function faint(colour) {

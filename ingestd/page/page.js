@@ -37,7 +37,7 @@ new Stream("/api/live?pattern=*&seconds=0.5", {
     } else if (!lostMs) {
       lostMs = Date.now();
       channels.interrupt();
-      notice("connection", "bad", `The daemon is not heard since ${clock(lostMs)}; what is shown is of then. It is being tried again.`);
+      notice("connection", "bad", `The daemon has not been heard since ${clock(lostMs)}; what is shown is of then. It is being tried again.`);
     }
     title();
   },

@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const LINKS = { open: ["ok", "open"], opening: ["warn", "opening"], retrying: ["bad", "down"] };
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
-const lostOf = (source) => source.rejected + sum(Object.values(source.dropped));
+const lostOf = (source) => sum(Object.values(source.dropped));
 
 function tile(name, state, said, more = "") {
   const place = $(`tile-${name}`);
@@ -52,12 +52,19 @@ export function showState(state) {
   const full = used / room > 0.9 && behind;
   tile("journal", writable ? (full ? "warn" : "") : "bad", bytes(used), `of ${bytes(room)}`);
 
-  notice("trouble", "warn", Object.entries(trouble).map(([what, reason]) => `${what}: ${reason}`).join("\n"));
+  const wrongs = [
+    ...(state.journal.writable ? [] : [`Nothing is recorded: ${state.journal.trouble || "the disk refuses"}`]),
+    ...(state.balanced ? [] : [`The books do not balance: ${wrong.join(", ")}`]),
+    ...away.map((source) => `${source.source}: ${source.reason || source.link}`),
+    ...(state.database_up ? [] : [`The database is away, and everything is kept in the journal: ${why || "not connected yet"}`]),
+    ...Object.entries(trouble).map(([what, reason]) => `${what}: ${reason}`),
+  ];
+  notice("trouble", state.journal.writable && state.balanced ? "warn" : "bad", wrongs.join("\n"));
   notice("left-out", "warn", state.frames_left_out
     ? `${whole(state.frames_left_out)} frames came too fast for this page and are left out here. They are recorded.` : "");
   write($("clock"), clock(Date.parse(state.now_utc)));
   showSources(state.sources);
-  return away.length > 0 || !state.journal.writable || !state.balanced;
+  return wrongs.length > 0;
 }
 
 function showSources(sources) {
@@ -89,8 +96,8 @@ function showSources(sources) {
     write(stored, whole(source.committed));
     write(waiting, whole(source.pending));
     write(lost, whole(lostOf(source)));
-    mark(lost, lostOf(source) ? "bad" : "");
-    lost.title = [...Object.entries(source.dropped), ["rejected", source.rejected]]
+    mark(lost, lostOf(source) ? "bad" : source.rejected ? "warn" : "");
+    lost.title = [...Object.entries(source.dropped), ["set aside, because the database can never take them:", source.rejected]]
       .filter(([, count]) => count).map(([reason, count]) => `${reason} ${whole(count)}`).join(", ");
     mark(books.firstChild, source.balanced ? "ok" : "bad");
     write(books.firstChild, source.balanced ? "balanced" : "not balanced");

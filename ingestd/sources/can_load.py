@@ -4,7 +4,7 @@ Bits are counted as ISO 11898-1 frames them, interframe space included. A classi
 five bits in a row are alike; how many is counted exactly in a few frames at a time, and taken as true for the others.
 
 Limits: of CAN FD frames the fixed stuff bits are counted and those that depend on the data are not; error frames, of
-which nobody knows the length, are none of it.
+which nobody knows the length, are none of it; neither is what a filter keeps away.
 """
 
 from __future__ import annotations

@@ -158,7 +158,9 @@ class SocketCan:
         status.controller, status.buffer_bytes = "", None
         if can_socket is not None:
             controller = self._inquiry.look(self._ifindex)
-            status.controller = controller.state or self._bus.name
+            # Its error frames tell as well, where nobody may ask; of a bus without one there is nothing to tell.
+            if controller.state or (status.link is Link.OPEN and has_bus(self.channel)):
+                status.controller = controller.state or self._bus.name
             self._load.bitrate, self._load.data_bitrate = controller.bitrate, controller.data_bitrate
             status.buffer_bytes, status.buffer_bytes_max = can_socket.waiting_bytes(), can_socket.buffer_bytes
 

@@ -124,7 +124,7 @@ def test_the_daemon_begins_anew(daemon: Recorder, page: Page) -> None:
     daemon.config.write_text(config.replace("127.0.0.1:0", address_of(daemon)))
     daemon.kill()
     page.until(lambda: page.text("#connection") == "connection lost", "word of the loss")
-    assert "not heard since" in page.text("#notice-connection")
+    assert "not been heard since" in page.text("#notice-connection")
     daemon.start()
     page.until(lambda: page.text("#connection") == "live", "connection")
     page.until(lambda: "begun anew" in page.text("#notice-restart"), "word of the restart")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,13 @@ def test_the_books_balance_in_a_scrape() -> None:
         dropped = sum(v for k, v in told.items() if k.startswith("ingestd_frames_dropped") and f"source={source}" in k)
         kept = sum(told[f"ingestd_frames_{name}{one}"] for name in ("committed_total", "pending", "rejected_total"))
         assert told[f"ingestd_frames_received_total{one}"] == kept + dropped
+
+
+def test_no_books_before_the_journal_is_looked_through() -> None:
+    """Until then they are of this process alone; Prometheus would take what comes next for new losses."""
+    told = values(replace(a_snapshot(), recovered=False))
+    assert not [name for name in told if name.startswith(("ingestd_frames_received", "ingestd_frames_dropped"))]
+    assert told["ingestd_source_up{source=can0}"] == 1
 
 
 def test_every_family_is_explained_and_typed() -> None:

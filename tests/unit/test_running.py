@@ -65,6 +65,9 @@ def test_json_has_the_facts_by_their_keys() -> None:
         "message": "frames lost source=can0 frames=7",
         "facts": {"source": "can0", "frames": 7},
     }
+    more = record(logging.INFO, "books source=%s %s balanced=%s", "can0", "dropped_budget=3 dropped_overflow=1", True)
+    said = json.loads(JsonLine(for_journal=False).format(more))
+    assert said["facts"] == {"source": "can0", "dropped_budget": "3", "dropped_overflow": "1", "balanced": True}
     failed = record(logging.CRITICAL, "a task ended: %s 100%% reason=%r", "sync", ValueError('"x"\ny'))
     try:
         raise ValueError("first\nsecond")
