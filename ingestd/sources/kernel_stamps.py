@@ -3,8 +3,11 @@
 A frame that a read finds was received after the read before it had left the queue empty, and before now. So where the
 wall clock was set in between, that window tells which offset a stamp belongs to: the one in force before, or the one
 after. Frames lie in the queue in the order of their arrival, so the stamps also show where it was set, as a jump. A
-stamp that neither offset puts into the window is of a clock that was set twice; its frame gets the time at which it
-was read, and its clock says so (`ClockState.STEPPED`).
+stamp that neither offset puts into the window is of a clock that was set twice; its frame gets the time of the next
+one whose time is known, or that at which it was read, and its clock says so (`ClockState.STEPPED`).
+
+The window begins before the read that left the queue empty, with a look at both clocks there: what is received while
+that read goes on, and the clock set meanwhile, is the next read's.
 
 Linux slews both clocks alike, so that the offset between them changes only when somebody sets the wall clock; what
 differs from one reading of it to the next is the reading. Therefore it is kept until a reading differs clearly, and
@@ -49,6 +52,14 @@ class Span(NamedTuple):
     clock: Clock
 
 
+class _Look(NamedTuple):
+    """How the clocks stood at a time in CLOCK_MONOTONIC: UTC minus CLOCK_MONOTONIC, and the clock in force."""
+
+    at_ns: int
+    offset_ns: int
+    clock: Clock
+
+
 class ClockStep(NamedTuple):
     """The wall clock was set: UTC minus CLOCK_MONOTONIC was one thing and is another now."""
 
@@ -68,7 +79,7 @@ class Stamped(NamedTuple):
 def place(wall_ns: Int64s, window: Window) -> tuple[Int64s, NDArray[np.uint8]]:
     """When frames were received, in CLOCK_MONOTONIC, and by which offset: BEFORE, AFTER or NEITHER.
 
-    `wall_ns` are the stamps in the order of arrival. NEITHER means that the time is the window's end.
+    `wall_ns` are the stamps in the order of arrival. NEITHER means that the frame was received then at the latest.
     """
     offsets = window.offset_before_ns, window.offset_after_ns
     if offsets[0] == offsets[1]:
@@ -87,6 +98,7 @@ def place(wall_ns: Int64s, window: Window) -> tuple[Int64s, NDArray[np.uint8]]:
         rows = rows[~_fits(ts_ns[rows], window)]
         by[rows] = NEITHER
         ts_ns[rows] = window.to_ns
+        ts_ns[rows] = np.minimum.accumulate(ts_ns[::-1])[::-1][rows]
     return ts_ns, by
 
 
@@ -106,39 +118,44 @@ class KernelStamps:
         """`read_offset` measures the offset between the clocks, or returns what it is given if that still holds."""
         self._read_offset, self._now = read_offset, now
         self._wall = WallClock(lambda: read_offset(None))
-        self._in_force = self._wall.now()
-        # When the queue was last seen empty, and how the clocks stood then.
-        self._empty_ns, self._offset_ns, self._clock = now(), self._in_force.utc_offset_ns, self._in_force
-        self._reading_ns = self._empty_ns
+        in_force = self._wall.now()
+        self._told_ns = in_force.utc_offset_ns  # the offset in force, as far as `convert` has told
+        self._latest = self._reading = self._empty = _Look(now(), in_force.utc_offset_ns, in_force)
 
     def reading(self) -> None:
         """A read begins. Frames that come from now on may stay in the queue, though it leaves the queue empty."""
-        self._reading_ns = self._now()
+        self._reading = self._look()
+
+    def _look(self) -> _Look:
+        """See how the clocks stand now."""
+        _, known_ns, clock = self._latest
+        offset_ns, at_ns = self._read_offset(known_ns), self._now()
+        if abs(offset_ns - known_ns) <= OFFSET_NOISE_NS:
+            offset_ns = known_ns
+        if offset_ns != known_ns or clock.state is not ClockState.SET:
+            clock = self._wall.now(offset_ns)
+        self._latest = _Look(at_ns, offset_ns, clock)
+        return self._latest
 
     def convert(self, wall_ns: Int64s, *, emptied: bool) -> Stamped:
         """The stamps of the frames just read, which may be none; `emptied` tells that the read left none in the queue.
 
         A clock that was set by less than the tolerance of `WallClock` counts as not set.
         """
-        offset_ns, now_ns = self._read_offset(self._offset_ns), self._now()
-        if abs(offset_ns - self._offset_ns) <= OFFSET_NOISE_NS:
-            offset_ns = self._offset_ns
-        was = self._in_force
-        if offset_ns != self._offset_ns or was.state is not ClockState.SET:
-            self._in_force = self._wall.now(offset_ns)
-        window = Window(self._empty_ns, now_ns, self._offset_ns, offset_ns)
-        ts_ns = wall_ns - offset_ns
-        if offset_ns == self._offset_ns and _fits(ts_ns, window).all():
-            spans = [Span(slice(0, len(ts_ns)), self._in_force)] if len(ts_ns) else []  # As nearly always.
+        before, after = self._empty, self._look()
+        window = Window(before.at_ns, after.at_ns, before.offset_ns, after.offset_ns)
+        ts_ns = wall_ns - after.offset_ns
+        if before.offset_ns == after.offset_ns and _fits(ts_ns, window).all():
+            spans = [Span(slice(0, len(ts_ns)), after.clock)] if len(ts_ns) else []  # As nearly always.
         else:
             ts_ns, by = place(wall_ns, window)
-            unknown = Clock(self._in_force.utc_offset_ns, ClockState.STEPPED)
-            spans = list(_spans(by, (self._clock, self._in_force, unknown)))
+            unknown = Clock(after.clock.utc_offset_ns, ClockState.STEPPED)
+            spans = list(_spans(by, (before.clock, after.clock, unknown)))
         if emptied:
-            self._empty_ns, self._offset_ns, self._clock = self._reading_ns, offset_ns, self._in_force
-        stepped = was.utc_offset_ns != self._in_force.utc_offset_ns
-        step = ClockStep(was.utc_offset_ns, self._in_force.utc_offset_ns) if stepped else None
-        return Stamped(ts_ns, spans, step, now_ns)
+            self._empty = self._reading
+        was_ns, self._told_ns = self._told_ns, after.clock.utc_offset_ns
+        step = ClockStep(was_ns, self._told_ns) if was_ns != self._told_ns else None
+        return Stamped(ts_ns, spans, step, after.at_ns)
 
 
 def _spans(by: NDArray[np.uint8], clocks: tuple[Clock, Clock, Clock]) -> Iterator[Span]:

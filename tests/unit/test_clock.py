@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -39,14 +40,18 @@ class Machine:
             self.true_ns.append(self.mono_ns)
             self.queue.append(self.mono_ns + self.offset_ns)
 
-    def read(self, count: int | None = None) -> tuple[Stamped, NDArray[np.int64]]:
-        """Read so many frames, or all; also when they were really received."""
+    def read(
+        self, count: int | None = None, *, meanwhile: Callable[[], None] = lambda: None
+    ) -> tuple[Stamped, NDArray[np.int64]]:
+        """Read so many frames, or all; also when they were really received. `meanwhile` happens as soon as they are."""
         self.stamps.reading()
         count = len(self.queue) if count is None else count
         wall, true = self.queue[:count], self.true_ns[:count]
         del self.queue[:count], self.true_ns[:count]
+        emptied = not self.queue
         self.wait(20_000)
-        stamped = self.stamps.convert(np.array(wall, np.int64), emptied=not self.queue)
+        meanwhile()
+        stamped = self.stamps.convert(np.array(wall, np.int64), emptied=emptied)
         return stamped, np.array(true, np.int64)
 
 
@@ -154,7 +159,7 @@ def test_the_clock_is_set_while_there_are_no_frames() -> None:
 
 
 def test_the_clock_is_set_and_set_back_between_two_reads() -> None:
-    """Nothing tells the time of the frames in between but that they were read now; the others keep theirs."""
+    """Nothing tells the time of the frames in between but that others came after them; those keep theirs."""
     machine = Machine()
     machine.receive(4)
     machine.offset_ns += HOUR_NS
@@ -165,8 +170,31 @@ def test_the_clock_is_set_and_set_back_between_two_reads() -> None:
     unknown = Clock(OFFSET_NS, ClockState.STEPPED)
     assert clocks(stamped) == [SET] * 4 + [unknown] * 3 + [SET] * 5
     assert (stamped.ts_ns[:4] == true[:4]).all()
-    assert (stamped.ts_ns[4:7] == machine.mono_ns).all()
+    assert (stamped.ts_ns[4:7] == true[7]).all()
     assert (stamped.ts_ns[7:] == true[7:]).all()
+    assert stamped.step is None
+
+
+@pytest.mark.parametrize("by_ns", [HOUR_NS, -HOUR_NS])
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_the_clock_is_set_and_frames_come_while_a_read_goes_on(by_ns: int, at: int) -> None:
+    """The kernel gives a read's frames, another process sets the clock, more frames come, and only then is it seen."""
+    machine = Machine()
+
+    def meanwhile() -> None:
+        machine.receive(at)
+        machine.offset_ns += by_ns
+        machine.receive(5 - at)
+
+    machine.receive(3)
+    stamped, true = machine.read(meanwhile=meanwhile)
+    assert (stamped.ts_ns == true).all()
+    assert clocks(stamped) == [SET] * 3
+    assert stamped.step == ClockStep(OFFSET_NS, OFFSET_NS + by_ns)
+    machine.receive(2)
+    stamped, true = machine.read()
+    assert (stamped.ts_ns == true).all()
+    assert clocks(stamped) == [SET] * at + [Clock(OFFSET_NS + by_ns, ClockState.SET)] * (7 - at)
     assert stamped.step is None
 
 
@@ -215,7 +243,7 @@ def test_a_frame_may_be_stamped_before_the_queue_was_last_seen_empty() -> None:
     assert clocks(stamped) == [SET]
 
 
-def test_a_frame_without_a_stamp_gets_the_time_of_reading() -> None:
+def test_a_frame_without_a_stamp_gets_the_time_of_the_next() -> None:
     """And says so, also where the clock was set meanwhile; its neighbours do not suffer."""
     for by_ns in (0, HOUR_NS):
         machine = Machine()
@@ -225,7 +253,7 @@ def test_a_frame_without_a_stamp_gets_the_time_of_reading() -> None:
         machine.queue[1] = NO_STAMP
         stamped, true = machine.read()
         assert [its.state for its in clocks(stamped)] == [ClockState.SET, ClockState.STEPPED] + [ClockState.SET] * 3
-        assert stamped.ts_ns[1] == machine.mono_ns
+        assert stamped.ts_ns[1] == true[2]
         assert (np.delete(stamped.ts_ns, 1) == np.delete(true, 1)).all()
 
 
