@@ -70,7 +70,7 @@ class ClockState(IntEnum):
 
     SET = 0
     UNSET = 1
-    STEPPED = 2  # the clock was set while the frames waited to be read: their stamps are the time of reading
+    STEPPED = 2  # the clock was set while the frames waited to be read: their stamps say when at the latest
 
 
 class Clock(NamedTuple):

@@ -82,16 +82,16 @@ class Endpoints:
             # IPv4 and IPv6 would each get a free port of its own.
             everywhere = None if self._listen.port else "0.0.0.0"
             try:
-                context = self._access.ssl_context()
+                self._runner.tls = self._access.ssl_context()
             except OSError as error:
                 said = self._cannot(error, said)
                 await asyncio.sleep(backoff.next_seconds())
                 continue
-            site = web.TCPSite(self._runner, self._listen.host or everywhere, self._listen.port, ssl_context=context)
+            site = web.TCPSite(self._runner, self._listen.host or everywhere, self._listen.port)
             try:
                 await site.start()
                 self.address = Address(self._listen.host, self._runner.addresses[0][1])
-                log.info("listening http=%s" if context is None else "listening https=%s", self.address)
+                log.info("listening https=%s" if self._runner.tls else "listening http=%s", self.address)
             except (OSError, UnicodeError) as error:  # UnicodeError: a host that no DNS name can be
                 await site.stop()  # or the runner keeps every one that failed
                 said = self._cannot(error, said)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
+import uvloop
 
 from ingestd.config import Address, load_config
-from ingestd.daemon import access
+from ingestd.daemon import access, limited
 from ingestd.daemon.access import Access, Doorkeeper, hash_of
 from ingestd.daemon.endpoints import serve
 from ingestd.errors import ConfigError
@@ -22,6 +26,11 @@ from tests.tls_server import Authority
 
 ANY_PORT = Address("127.0.0.1", 0)
 USERS = {"grafana": hash_of("s3cret"), "zoë": hash_of("pässword")}
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def nothing() -> Snapshot:
@@ -109,6 +118,70 @@ async def test_tls(tmp_path: Path) -> None:
             await status_of(url, ssl=ssl.create_default_context())
         with pytest.raises(aiohttp.ClientError):
             await status_of(url.replace("https", "http"))
+
+
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def test_no_flood_of_half_handshakes_takes_the_file_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """However many begin TLS and do not finish, only so many are kept open, and not for long; others get in again."""
+    monkeypatch.setattr(limited, "SILENT_SECONDS_MAX", 1.0)
+    authority = Authority(tmp_path / "ca", "ours")
+    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+
+    async def work() -> None:
+        async with serve(ANY_PORT, nothing, access=Access({}, certificate, key)) as served:
+            assert served is not None
+            assert served.address is not None
+            port = served.address.port
+            url = f"https://localhost:{port}/health"
+            assert await asyncio.gather(*(status_of(url, ssl=trusting) for _ in range(20))) == [200] * 20
+            begin, flood = descriptors(), []
+            for _ in range(200):
+                flood.append(socket.socket())
+                flood[-1].setblocking(False)
+                with suppress(BlockingIOError):
+                    flood[-1].connect(("127.0.0.1", port))
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.2)  # Until all of them are accepted.
+            kept = descriptors() - begin - len(flood)
+            assert limited.CONNECTIONS_MAX <= kept <= limited.CONNECTIONS_MAX + limited.REFUSALS_MAX + 2
+            async with asyncio.timeout(30):
+                while await _status_or_none(url, trusting) != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            for each in flood:
+                each.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(work())
+
+
+async def _status_or_none(url: str, trusting: ssl.SSLContext) -> int | None:
+    try:
+        return await status_of(url, ssl=trusting)
+    except aiohttp.ClientError:
+        return None
+
+
+def test_too_many_are_told_so_over_tls(tmp_path: Path) -> None:
+    """As they are without it: 503, under the certificate."""
+    authority = Authority(tmp_path / "ca", "ours")
+    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+
+    async def work() -> None:
+        async with serve(ANY_PORT, nothing, access=Access({}, certificate, key)) as served:
+            assert served is not None
+            assert served.address is not None
+            others = [
+                await asyncio.open_connection("127.0.0.1", served.address.port) for _ in range(limited.CONNECTIONS_MAX)
+            ]
+            assert await status_of(f"https://localhost:{served.address.port}/health", ssl=trusting) == 503
+            for _, writer in others:
+                writer.close()
+
+    uvloop.run(work())
 
 
 async def test_a_certificate_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
