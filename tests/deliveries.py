@@ -30,7 +30,10 @@ SECONDS_MAX = 60.0
 def make(journal: Journal, dsn: str, machine_id: str = "machine-1", **options: Any) -> Delivery:
     """The delivery of a journal, with decoders that know no message."""
     writer = Writer(dsn, "", journal=f"test-{uuid4().hex[:8]}")
-    delivery = Delivery(journal, writer, machine_id, clock=lambda: CLOCK, **({"interval_s": 0.02} | options))
+    delivery = Delivery(
+        journal, writer, machine_id,
+        record_event=lambda event: journal.append_event(event, CLOCK), **({"interval_s": 0.02} | options),
+    )  # fmt: skip
     delivery.decoders = Decoders([], protocols={"line": "lines"})
     return delivery
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from typing import Any, Final
 from uuid import uuid4
@@ -42,7 +41,7 @@ from ingestd.daemon.reporting import unready
 from ingestd.daemon.service import Daemon
 from ingestd.daemon.session_control import session_routes
 from ingestd.metrics import Snapshot
-from ingestd.model import Books, SourceStatus
+from ingestd.model import Books
 
 STATE_SECONDS: Final = 1.0
 SLOW_SECONDS_MAX: Final = 30.0
@@ -132,7 +131,7 @@ class News:
 def state(now: Snapshot, before: Snapshot, seconds: float) -> dict[str, Any]:
     """How it goes, as JSON; rates since `before`, so many seconds ago."""
     names = sorted({*now.statuses, *now.books})
-    sources = [_source(name, now.statuses.get(name), now.books, before.books, seconds) for name in names]
+    sources = [_source(name, now, before.books.get(name, Books()), seconds) for name in names]
     if now.recovered != before.recovered:  # The books have just got what earlier runs received.
         sources = [source | {"frames_per_second": None} for source in sources]
     return {
@@ -153,15 +152,16 @@ def state(now: Snapshot, before: Snapshot, seconds: float) -> dict[str, Any]:
     }
 
 
-def _source(
-    name: str, status: SourceStatus | None, books: Mapping[str, Books], before: Mapping[str, Books], seconds: float
-) -> dict[str, Any]:
-    """A source; one that was configured once and is in the books alone has no link."""
-    now, was = books.get(name, Books()), before.get(name, Books())
+def _source(name: str, snapshot: Snapshot, was: Books, seconds: float) -> dict[str, Any]:
+    """A source, whose books were such so many seconds ago; one that is in the books alone has no link."""
+    status, now = snapshot.statuses.get(name), snapshot.books.get(name, Books())
+    bus_load = snapshot.sources[name].bus_load if name in snapshot.sources else None
     return {
         "source": name,
         "link": None if status is None else status.link.value,
         "reason": "" if status is None else status.reason,
+        "controller": "" if status is None else status.controller,
+        "bus_load": bus_load,
         "frames_per_second": max(now.received - was.received, 0) / seconds if seconds > 0 else None,
         "received": now.received,
         "committed": now.committed,

@@ -220,7 +220,7 @@ class Daemon:
                 self.journal,
                 Writer(dsn, "", journal=journal),
                 self._machine_id,
-                clock=self.wall_clock.now,
+                record_event=self.recording.event,
                 interval_s=self.config.batch.interval_seconds,
                 store_frames=self.config.database.store_frames,
                 status=None if self.delivery is None else self.delivery.status,

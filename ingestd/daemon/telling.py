@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -26,9 +28,12 @@ from ingestd.model import ClockState, SourceStatus
 if TYPE_CHECKING:
     from ingestd.daemon.service import Daemon
 
+log = logging.getLogger(__name__)
+
 LAG_PERIOD_SECONDS: Final = 0.25
 CHANNELS_MAX: Final = 500  # that a pattern may make metrics of
 CHANNEL_SECONDS: Final = 1.0
+UNMATCHED_SECONDS: Final = 60.0  # after which it is said that nothing has matched a pattern
 CHANNEL_AGE_NS_MAX: Final = 60_000_000_000  # An older value is told no more.
 
 
@@ -58,13 +63,25 @@ class Following:
             self._watching = asyncio.create_task(self._follow_channels(tuple(patterns), self._values), name="channels")
 
     async def _follow_channels(self, patterns: tuple[str, ...], values: dict[tuple[str, str], Value]) -> None:
+        unmatched, unmatched_due = set(patterns), time.monotonic() + UNMATCHED_SECONDS
+        is_full = False
         async with aclosing(self._live.watch("*", CHANNEL_SECONDS)) as watch:
             async for changed in watch:
                 for value in changed:
                     key = value.source, value.channel
-                    is_wanted = key in values or len(values) < CHANNELS_MAX
-                    if is_wanted and value.number is not None and any(matches(each, *key) for each in patterns):
+                    matching = [each for each in patterns if matches(each, *key)]
+                    unmatched.difference_update(matching)
+                    if not matching or value.number is None:
+                        continue
+                    if key in values or len(values) < CHANNELS_MAX:
                         values[key] = value
+                    elif not is_full:
+                        is_full = True
+                        log.warning("metrics.channels match more than %d channels: the rest is left out", CHANNELS_MAX)
+                if unmatched and time.monotonic() >= unmatched_due:
+                    unmatched_due = math.inf
+                    said = "nothing has matched metrics.channels yet patterns=%s hint='ingestd tail shows the names'"
+                    log.warning(said, sorted(unmatched))
 
     def channels(self) -> list[ChannelValue]:
         """The values of channels that are wanted."""

@@ -40,7 +40,7 @@ from ingestd.delivery.status import DeliveryStatus
 from ingestd.delivery.transactions import FeedState, Lost, Prepared, prepare, prepare_end, prepare_rejected
 from ingestd.errors import FeedError, IngestdError, StoreError, StoreRejected, StoreUnavailable
 from ingestd.journal import Journal, ReadResult, Record, Stretch
-from ingestd.model import Clock, Event
+from ingestd.model import Event
 from ingestd.pipeline import RETRY_SECONDS_MAX, RETRY_SECONDS_MIN, Decoders
 from ingestd.store.faults import Cause, classify, sqlstate
 from ingestd.store.writer import Standing, Writer
@@ -68,18 +68,21 @@ class Delivery:
         writer: Writer,
         machine_id: str,
         *,
-        clock: Callable[[], Clock],
+        record_event: Callable[[Event], None],
         interval_s: float,
         store_frames: bool = True,
         status: DeliveryStatus | None = None,
     ) -> None:
-        """`status` is that of the delivery before, into another database: its totals go on."""
+        """`record_event` puts what is noticed here into the journal, and before those who watch.
+
+        `status` is that of the delivery before, into another database: its totals go on.
+        """
         self.status = status or DeliveryStatus()
         self.decoders: Decoders | None = None  # nothing is sent before they are there
         self._journal = journal
         self._writer = writer
         self._machine_id = machine_id
-        self._clock = clock
+        self._record_event = record_event
         self.interval_s = interval_s  # Both may be changed at any time, for the next batch.
         self.store_frames = store_frames
         self._cursors: dict[str, Cursor] = {}
@@ -289,12 +292,8 @@ class Delivery:
         """There is something to send again: say so. What the journal has no more nobody can send."""
         position, cursor.restored_from = cursor.restored_from, None
         if position is not None:
-            self._journal.append_event(
-                Event(
-                    "", "database_restored", mono_ns(), cursor.feed_id, {"from": position, "to": cursor.acknowledged}
-                ),
-                self._clock(),
-            )
+            positions = {"from": position, "to": cursor.acknowledged}
+            self._record_event(Event("", "database_restored", mono_ns(), cursor.feed_id, positions))
             log.warning("the database lacks what it had: stretch %s is sent again from %d", cursor.stretch_id, position)
 
     async def _catch_up(self, cursor: Cursor, standing: Standing) -> None:

@@ -90,7 +90,9 @@ function showSources(sources) {
     write(name, source.source);
     mark(link.firstChild, state);
     write(link.firstChild, word);
-    write(link.lastChild, source.reason);
+    const controller = source.controller === "error-active" ? "" : source.controller;
+    const load = source.bus_load === null ? "" : `bus ${Math.round(100 * source.bus_load)} % busy`;
+    write(link.lastChild, [source.reason, controller, load].filter(Boolean).join(", "));
     write(perSecond, rate(source.frames_per_second));
     write(received, whole(source.received));
     write(stored, whole(source.committed));

@@ -57,7 +57,9 @@ def deliver(journal: Journal, dsn: str) -> None:
 
     async def send() -> None:
         writer = Writer(dsn, "", journal="damaged")
-        delivery = Delivery(journal, writer, "machine-1", clock=lambda: CLOCK, interval_s=0.01)
+        delivery = Delivery(
+            journal, writer, "machine-1", record_event=lambda event: journal.append_event(event, CLOCK), interval_s=0.01
+        )
         delivery.decoders = Decoders([])
         recovered = asyncio.Event()
         recovered.set()

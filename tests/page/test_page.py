@@ -115,6 +115,27 @@ def test_what_is_wrong_is_said(daemon: Recorder, gps: Instrument, page: Page) ->
     assert page.complaints() == []
 
 
+def test_a_bus_and_its_controller_are_shown(tmp_path: Path, gps: Instrument, page: Page) -> None:
+    """How busy, and what it says of itself; both given to a serial port, since no controller is here."""
+    changes = """
+from types import SimpleNamespace
+from ingestd.sources.serial import SerialPort
+run = SerialPort.run
+async def with_controller(self, recorder):
+    self.status.load, self.status.controller = SimpleNamespace(ratio=lambda _: 0.426), "error-passive"
+    await run(self, recorder)
+SerialPort.run = with_controller
+"""
+    recorder = Recorder(tmp_path, AWAY, source_of(gps), changes=changes)
+    recorder.start()
+    try:
+        page.open(recorder)
+        where = '#sources tr[data-source="gps"] .reason'
+        page.until(lambda: page.text(where) == "error-passive, bus 43 % busy", "load of a bus")
+    finally:
+        recorder.close()
+
+
 def test_the_daemon_begins_anew(daemon: Recorder, page: Page) -> None:
     """The page says that it is gone, finds it again by itself, says that it was away, and goes on."""
     page.open(daemon)

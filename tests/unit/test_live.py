@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ingestd.daemon import telling
 from ingestd.daemon.live import FRAMES_WAITING_MAX, Live, Value, matches
+from ingestd.daemon.telling import Following
 from ingestd.decode.databases import load
 from ingestd.framing import LineFramer
 from ingestd.model import Clock, ClockState, FrameBatch, SerialFlag
@@ -164,3 +166,46 @@ async def test_who_comes_later_than_a_header(live: Live) -> None:
     assert [(value.channel, value.number) for value in await first(logger, said(b"900,3.25"))] == [
         ("oil", 3.25), ("rpm", 900.0),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def following(live: Live, monkeypatch: pytest.MonkeyPatch) -> Following:
+    """Channels as metrics, looked at often."""
+    monkeypatch.setattr(telling, "CHANNEL_SECONDS", 0.01)
+    monkeypatch.setattr(telling, "UNMATCHED_SECONDS", 0.0)
+    monkeypatch.setattr(telling, "mono_ns", lambda: 100)
+    return Following(live)
+
+
+async def followed(live: Live, following: Following, count: int) -> set[str]:
+    """The channels that are followed, once there are so many, while the engine turns."""
+    async with asyncio.timeout(10):
+        while len(found := {each.channel for each in following.channels()}) < count:
+            live.frames(engine((5, 100, 0)), CLOCK)
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_a_pattern_that_nothing_matches_is_said_once(
+    live: Live, following: Following, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its name; those that something matches are not."""
+    following.follow_channels(["speed", "sped", "can0/*.Mode"])
+    assert await followed(live, following, 2) == {"Engine.Speed", "Engine.Mode"}
+    await asyncio.sleep(0.05)
+    following.follow_channels(())
+    [said] = [record.getMessage() for record in caplog.records if "metrics.channels" in record.getMessage()]
+    assert "patterns=['sped']" in said
+
+
+async def test_a_pattern_that_too_many_match_is_said_once(
+    live: Live, following: Following, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no more than so many are followed."""
+    monkeypatch.setattr(telling, "CHANNELS_MAX", 1)
+    following.follow_channels(["*"])
+    assert len(await followed(live, following, 1)) == 1
+    await followed(live, following, 1)
+    following.follow_channels(())
+    said = [record.getMessage() for record in caplog.records if "metrics.channels" in record.getMessage()]
+    assert said == ["metrics.channels match more than 1 channels: the rest is left out"]
