@@ -7,7 +7,7 @@ from session import CARS
 
 # Sessions of the chosen cars that reach into the window. One that was never ended is taken to go on.
 IN_WINDOW = """
-sessions s WHERE coalesce(s.car_id, 'no name') IN (${cars:sqlstring})
+sessions s WHERE coalesce(s.car_id, 'no name') = ANY (ARRAY[${cars:sqlstring}]::text[])
   AND s.created_utc <= $__timeTo() AND coalesce(s.ended_utc, now()) >= $__timeFrom()"""
 HOURS = "extract(epoch FROM coalesce(s.ended_utc, now()) - s.created_utc)::float8"
 FRAMES = "coalesce((SELECT sum(f.frames) FROM feeds f WHERE f.session_id = s.id), 0)::bigint"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from panels import RED, Json, annotation, dashboard, field, over_time, panel, sql, table, variable
 
+# No session where none is chosen, as in an empty database.
+SESSION = "nullif(${session:sqlstring}, '')::uuid"
 # A channel in a variable is `source · channel`.
 BETWEEN = " · "
 # The window, from edge to edge of points, so that points stay where they are while the window moves.
@@ -16,17 +18,18 @@ SAMPLES_BELOW_MS = 20
 
 def part(name: str, number: int) -> str:
     """Of a channel in a variable: 1 the source, 2 the channel."""
-    return f"split_part(${{{name}:sqlstring}}, '{BETWEEN}', {number})"
+    chosen = f"(ARRAY[${{{name}:sqlstring}}]::text[])[1]"  # Of several there may be none.
+    return f"split_part({chosen}, '{BETWEEN}', {number})"
 
 
 def overview(name: str, channel: int = 2) -> str:
     """Points of a channel, from summaries of chunks where points are longer."""
-    return f"signals_overview(${{session:sqlstring}}, {part(name, 1)}, {part(name, channel)}, {FROM}, {TO}, {POINTS})"
+    return f"signals_overview({SESSION}, {part(name, 1)}, {part(name, channel)}, {FROM}, {TO}, {POINTS})"
 
 
 def samples(name: str, channel: int = 2) -> str:
     """Samples of a channel."""
-    return f"signals_between(${{session:sqlstring}}, {part(name, 1)}, {part(name, channel)}, {FROM}, {TO})"
+    return f"signals_between({SESSION}, {part(name, 1)}, {part(name, channel)}, {FROM}, {TO})"
 
 
 VALUES = f"""
@@ -83,13 +86,13 @@ FROM sessions WHERE {OF_CAR} ORDER BY created_utc DESC
 """
 
 CHANNELS = f"""
-SELECT source || '{BETWEEN}' || channel FROM latest_signals(${{session:sqlstring}})
+SELECT source || '{BETWEEN}' || channel FROM latest_signals({SESSION})
 WHERE value_num IS NOT NULL ORDER BY 1
 """
 
 STATE_CHANNELS = f"""
 SELECT DISTINCT g.source || '{BETWEEN}' || c.channel
-FROM latest_signals(${{session:sqlstring}}) l
+FROM latest_signals({SESSION}) l
 JOIN signal_groups g ON g.source = l.source
 JOIN channels c ON c.group_id = g.id AND c.channel = l.channel
 WHERE c.choices IS NOT NULL ORDER BY 1
@@ -97,48 +100,48 @@ WHERE c.choices IS NOT NULL ORDER BY 1
 
 POSITIONS = f"""
 SELECT concat_ws('{BETWEEN}', north.source, north.channel, east.channel)
-FROM latest_signals(${{session:sqlstring}}) north
-JOIN latest_signals(${{session:sqlstring}}) east
+FROM latest_signals({SESSION}) north
+JOIN latest_signals({SESSION}) east
   ON east.source = north.source AND east.channel = left(north.channel, -4) || '.lon'
 WHERE north.channel LIKE '%.lat' ORDER BY 1
 """
 
-OF_SESSION = """
+OF_SESSION = f"""
 SELECT car_id AS car, name, driver, track, created_utc AS begin, ended_utc AS end, notes, id::text AS id
-FROM sessions WHERE id = ${session:sqlstring}
+FROM sessions WHERE id = {SESSION}
 """
 
-LATEST = """
+LATEST = f"""
 SELECT source, channel, value_num AS value, value_text AS text, unit, quality, ts_utc AS time
-FROM latest_signals(${session:sqlstring}) ORDER BY 1, 2
+FROM latest_signals({SESSION}) ORDER BY 1, 2
 """
 
-EVENTS = """
+EVENTS = f"""
 SELECT e.begin AS time, e.source, e.kind, e.key, e.payload::text AS payload
 FROM (
-    SELECT *, utc_time(ts_mono_ns + utc_offset_ns) AS begin FROM events WHERE session_id = ${session:sqlstring}
+    SELECT *, utc_time(ts_mono_ns + utc_offset_ns) AS begin FROM events WHERE session_id = {SESSION}
 ) e
 WHERE $__timeFilter(e.begin) ORDER BY 1 DESC LIMIT 500
 """
 
-GAPS = """
+GAPS = f"""
 SELECT g.begin AS time, g.finish AS timeend, concat_ws(' ', g.source, 'gap:', g.key, g.frames) AS text,
        concat_ws(',', 'gap', g.source, g.key) AS tags
 FROM (
     SELECT source, key, utc_time(ts_mono_ns + utc_offset_ns) AS begin,
            utc_time(coalesce((payload ->> 'to_ns')::bigint, ts_mono_ns) + utc_offset_ns) AS finish,
            (payload ->> 'frames') || ' frames' AS frames
-    FROM events WHERE session_id = ${session:sqlstring} AND kind = 'gap'
+    FROM events WHERE session_id = {SESSION} AND kind = 'gap'
 ) g
 WHERE g.finish >= $__timeFrom() AND g.begin <= $__timeTo() ORDER BY 1 LIMIT 500
 """
 
-MARKS = """
+MARKS = f"""
 SELECT e.begin AS time, concat_ws(' ', e.source, e.kind, e.payload ->> 'text', e.payload ->> 'reason') AS text,
        concat_ws(',', e.kind, e.source) AS tags
 FROM (
     SELECT *, utc_time(ts_mono_ns + utc_offset_ns) AS begin FROM events
-    WHERE session_id = ${session:sqlstring} AND kind <> 'gap'
+    WHERE session_id = {SESSION} AND kind <> 'gap'
 ) e
 WHERE $__timeFilter(e.begin) ORDER BY 1 LIMIT 500
 """
