@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -318,6 +319,73 @@ async def test_an_overview_is_what_the_samples_give(db: asyncpg.Connection, summ
     fine = await overview(db, START, START + timedelta(seconds=20), 200)
     assert sum(row[4] for row in fine) == 20 * 40
     assert max(row[2] for row in fine) == 1e6
+
+
+class Stored(NamedTuple):
+    """A chunk of M.A, in UTC nanoseconds."""
+
+    stamps: list[int]
+    values: list[float]
+    has_summary: bool
+
+
+def brute_force(chunks: list[Stored], begin_ns: int, end_ns: int, points: int) -> dict[int, list[float]]:
+    """The samples of each point, by number. Of a chunk that is shorter than a point all belong to that it begins in."""
+    step_ns = max(-(-(end_ns - begin_ns) // max(points, 1)), 1)
+    found: dict[int, list[float]] = {}
+    for stamps, values, has_summary in chunks:
+        if stamps[-1] < begin_ns or stamps[0] >= end_ns:
+            continue
+        whole = has_summary and stamps[-1] - stamps[0] < step_ns
+        for stamp, value in zip(stamps, values, strict=True):
+            if not math.isnan(value) and (whole or begin_ns <= stamp < end_ns):
+                point = max((stamps[0] if whole else stamp) - begin_ns, 0) // step_ns
+                found.setdefault(point, []).append(value)
+    return {point: [min(values), max(values), math.fsum(values) / len(values), len(values)]
+            for point, values in found.items()}  # fmt: skip
+
+
+async def test_overviews_of_anything_are_those_of_brute_force(db: asyncpg.Connection) -> None:
+    """Chunks of every length, with and without summaries, in two groups, of clocks that were set; any window."""
+    dice = random.Random(6)
+    await add_group(db, 6, ("M.B", None), ("M.A", None))
+    await add_group(db, 7, ("M.A", None))
+    await add_group(db, 8, ("M.A", None), source="can1")
+    chunks: list[Stored] = []
+    for _ in range(120):
+        begin, count = START_NS + dice.randrange(60_000) * 1_000_000, dice.choice((1, 2, 5, 30))
+        every, offset = dice.choice((1, 1_000_000, 150_000_000)), dice.choice((0, 1, -5_000_000_000))
+        stamps = [begin + number * every for number in range(count)]
+        values = [dice.choice((NAN, 0.0, dice.gauss(0, 1e3))) for _ in stamps]
+        group, has_summary = dice.choice((6, 7, 8)), dice.random() < 0.6
+        rows = [[7e9] * count, values] if group == 6 else [values]
+        session = dice.choice((SESSION, SESSION, SESSION, OTHER))
+        mono = [stamp - offset for stamp in stamps]
+        await add_chunk(db, group, mono, rows, session=session, offset_ns=offset, summary=has_summary)
+        if group != 8 and session == SESSION:
+            chunks.append(Stored(stamps, values, has_summary))
+    seen = 0
+    for _ in range(60):
+        begin = START + timedelta(microseconds=dice.randrange(-5_000_000, 60_000_000))
+        end = begin + timedelta(microseconds=dice.choice((1, 1000, 777_777, 10_000_000, 70_000_000)))
+        points = dice.choice((1, 2, 7, 100, 1000))
+        begin_ns = START_NS + (begin - START) // timedelta(microseconds=1) * 1000
+        end_ns = START_NS + (end - START) // timedelta(microseconds=1) * 1000
+        expected = brute_force(chunks, begin_ns, end_ns, points)
+        step_ns = max(-(-(end_ns - begin_ns) // points), 1)
+        found = {}
+        for row in await db.fetch(
+            "SELECT utc_ns(ts_utc) AS ns, * FROM signals_overview($1, 'can0', 'M.A', $2, $3, $4)",
+            SESSION, begin, end, points,
+        ):  # fmt: skip
+            # An instant of PostgreSQL has microseconds.
+            point = -(-(row["ns"] - begin_ns) // step_ns) if step_ns >= 1000 else (row["ns"] - begin_ns) // step_ns
+            found[point] = [row["value_min"], row["value_max"], row["value_mean"], row["value_count"]]
+        assert found.keys() == expected.keys()
+        for point, numbers in found.items():
+            assert numbers == pytest.approx(expected[point], rel=1e-9, abs=1e-9)
+        seen += sum(int(numbers[3]) for numbers in found.values())
+    assert seen > 1000
 
 
 async def test_an_overview_leaves_out_what_is_empty(db: asyncpg.Connection) -> None:
