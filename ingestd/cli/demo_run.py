@@ -23,13 +23,16 @@ from pathlib import Path
 from ingestd.cli.console import Listing, out, run, warn
 from ingestd.cli.demo_view import Reading, View
 from ingestd.cli.running import LogLine
-from ingestd.config import Config, load_config
+from ingestd.config import Config, control_socket, load_config
+from ingestd.daemon import control
 from ingestd.daemon.api import api_routes
 from ingestd.daemon.devices import open_sources
 from ingestd.daemon.endpoints import serve
 from ingestd.daemon.live import Value
+from ingestd.daemon.live_control import live_routes
 from ingestd.daemon.page import page_routes
 from ingestd.daemon.service import Daemon
+from ingestd.daemon.session_control import session_routes
 from ingestd.demo import BUSES, DEMO_TRACK, GPS
 from ingestd.demo.simulation import BusKind, Simulation
 from ingestd.errors import IngestdError
@@ -46,6 +49,7 @@ LINE_SECONDS = 5.0  # how often a line is printed where nobody sees a live view
 NOTES_SHOWN = 3
 NOTES_KEPT = 20
 LOG_BYTES_MAX = 1 << 20
+CONFIG, LOG = "ingestd.toml", "ingestd.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Balance:
 def record_demo(seconds: float | None, buses: BusKind, dsn: str, folder: Path) -> None:
     """Record the car for some seconds, or until SIGINT or SIGTERM. Raises IngestdError if the books do not balance."""
     folder.mkdir(parents=True, exist_ok=True)
-    notes = _log_to(folder / "ingestd.log")
+    notes = _log_to(folder / LOG)
     sys.setswitchinterval(0.001)  # As the daemon has it; see daemon/running.py.
     with Simulation(buses) as simulation:
         config = _configure(folder, simulation, dsn)
@@ -82,17 +86,19 @@ def record_demo(seconds: float | None, buses: BusKind, dsn: str, folder: Path) -
         warn(note)
     _print_balances(balances)
     if not all(balance.balanced for balance in balances):
-        raise IngestdError("the books do not balance", f"see {folder / 'ingestd.log'}")
+        raise IngestdError("the books do not balance", f"see {folder / LOG}")
 
 
 def _configure(folder: Path, simulation: Simulation, dsn: str) -> Config:
     """Write the configuration that `ingestd run` would take, and read it."""
-    path = folder / "ingestd.toml"
+    path = folder / CONFIG
+    database = "[database]\nembedded = true\n\n" if embedded.running() == dsn else ""
     name = json.dumps(f"demo {datetime.now(UTC):%Y-%m-%d %H:%M:%S}")
     path.write_text(
         "# Written by `ingestd demo`; the devices exist while it runs.\n"
         f'[session]\nname = {name}\ncar_id = "demo-car"\ntrack = "{DEMO_TRACK}"\n\n'
-        f'[journal]\npath = "journal"\nmax_bytes = "1GiB"\n\n{simulation.configuration()}',
+        f'[journal]\npath = "journal"\nmax_bytes = "1GiB"\n\n'
+        f"{database}{simulation.configuration()}",
         encoding="utf-8",
     )
     return load_config(path, dsn=dsn)
@@ -116,12 +122,16 @@ class _Demo:
             running.add_done_callback(lambda _: self._stop.set())
             try:
                 routes = [*page_routes(), *api_routes(daemon)]
-                async with serve(self._config.http.listen, daemon.snapshot, routes=routes) as endpoints:
+                commands = [*session_routes(daemon), *live_routes(daemon)]
+                async with (
+                    control.serve(control_socket(self._config.control, self._config.journal.path), commands),
+                    serve(self._config.http.listen, daemon.snapshot, routes=routes) as endpoints,
+                ):
                     # The books are of this process alone until the journal knows what earlier ones left.
                     await self._until(lambda: _all_open(daemon) and daemon.recovered, OPEN_SECONDS_MAX)
                     if not _all_open(daemon) and not self._stop.is_set():
                         raise IngestdError(f"the car's devices cannot be opened: {_reasons(daemon)}")
-                    before = dict(daemon.books())
+                    before, first_session = dict(daemon.books()), daemon.session_id
                     from_ns = time.monotonic_ns()
                     await asyncio.to_thread(self._simulation.play)
                     listening = str(endpoints.address) if endpoints is not None and endpoints.address else None
@@ -131,7 +141,7 @@ class _Demo:
             finally:
                 daemon.stop("the demo is over")
                 await running
-            stored = await watch.frames(daemon.session_id, from_ns)
+            stored = await watch.frames(first_session, from_ns)
             return _balances(self._simulation.sent(), before, daemon.books(), stored)
 
     def _say_where(self, daemon: Daemon, listening: str | None) -> None:
@@ -141,14 +151,12 @@ class _Demo:
         out.print(f"page      {f'http://{listening}/' if listening else 'not served: the address is taken'}")
         if listening:
             out.print(f"metrics   http://{listening}/metrics")
-        out.print(f"config    {self._config_path}")
+        folder = self._config.journal.path.parent
+        out.print(f"commands  ingestd tail -c {folder / CONFIG}, and sessions")
+        out.print(f"log       {folder / LOG}")
         out.print(f"data      {_psql(self._dsn)}")
         query = f"SELECT channel, value_num, value_text, unit FROM latest_signals('{daemon.session_id}') ORDER BY 1"
         out.print(f"          {query};")
-
-    @property
-    def _config_path(self) -> Path:
-        return self._config.journal.path.parent / "ingestd.toml"
 
     async def _watch(self, daemon: Daemon, before: Mapping[str, Books], seconds: float | None) -> None:
         """Show how it goes."""

@@ -86,7 +86,7 @@ class BusLoad:
         elapsed_ns = now_ns - self._since_ns
         if self.bitrate and elapsed_ns >= WINDOW_NS:
             seconds = self._bits / self.bitrate + self._fast_bits / (self.data_bitrate or self.bitrate)
-            self._ratio = seconds * 1e9 / elapsed_ns
+            self._ratio = float(seconds * 1e9 / elapsed_ns)  # Not of numpy: it goes out as JSON.
             self._since_ns = now_ns
             self._bits = self._fast_bits = 0.0
             self._is_sampled = False

@@ -1,4 +1,4 @@
-"""Looking at a session while it is being recorded: how many frames are stored.
+"""Looking at what is being recorded: how many frames are stored.
 
 One connection of its own, so that a look never waits for a commit; use `open_watch`.
 """
@@ -25,10 +25,12 @@ class Watch:
         self._connection: asyncpg.Connection | None = None
 
     async def frames(self, session_id: UUID, from_mono_ns: int) -> dict[str, int]:
-        """Stored raw frames by source, of chunks that begin at or after a time."""
+        """Stored raw frames by source, of chunks that begin at or after a time: of a session, and of those that came
+        after it before the computer was started again."""
         rows = await self._fetch(
-            "SELECT source, sum(frame_count)::bigint FROM frame_chunks"
-            " WHERE session_id = $1 AND mono_start_ns >= $2 GROUP BY source",
+            "SELECT c.source, sum(c.frame_count)::bigint FROM frame_chunks c JOIN sessions s ON s.id = c.session_id"
+            " WHERE s.id >= $1 AND s.time_base = (SELECT time_base FROM sessions WHERE id = $1)"
+            " AND c.mono_start_ns >= $2 GROUP BY c.source",
             session_id,
             from_mono_ns,
         )

@@ -26,6 +26,7 @@ from ingestd.demo.vehicle import drive
 from ingestd.errors import IngestdError
 from ingestd.model import Clock, Event, FrameBatch, Link
 from ingestd.sources.canbus import CanBus
+from tests.commands import run_ingestd
 from tests.conftest import psql
 
 SECONDS_MAX = 30.0
@@ -247,7 +248,7 @@ def test_demo_goes_on_from_a_journal_of_one_that_was_killed(migrated: str, tmp_p
 
 
 def test_demo_ends_at_ctrl_c_and_balances(migrated: str, tmp_path: Path) -> None:
-    """SIGINT is the usual end, not a failure."""
+    """SIGINT is the usual end, not a failure. Commands find it meanwhile; frames of all its sessions are counted."""
     environment = {**os.environ, "INGESTD_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "ingestd", "demo", "--dsn", migrated, "--buses", "slcan"]
     with subprocess.Popen(
@@ -258,12 +259,17 @@ def test_demo_ends_at_ctrl_c_and_balances(migrated: str, tmp_path: Path) -> None
             for line in running.stdout:
                 if line.startswith("5 s"):
                     break
+                if line.startswith("commands "):
+                    file = tmp_path / "demo/ingestd.toml"
+                    assert f"ingestd tail -c {file}" in line
+                    run_ingestd("sessions", "start", "-c", file, "--name", "second")
             running.send_signal(signal.SIGINT)
             out, errors = running.communicate(timeout=60)
         finally:
             running.kill()
     assert running.returncode == 0, errors
     assert [row[-1] for row in balances(out).values()] == ["balanced"] * 3
+    assert psql(migrated, "SELECT name FROM sessions ORDER BY id DESC LIMIT 1") == "second"
 
 
 def test_demo_without_a_schema_says_so_at_once(database: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from ingestd.demo import BUSES
+from ingestd.demo.simulation import Simulation
 from tests.conftest import psql
 from tests.page.conftest import AWAY, Page, address_of, source_of
 from tests.recorder import Instrument, Recorder, wait_until
@@ -115,25 +118,22 @@ def test_what_is_wrong_is_said(daemon: Recorder, gps: Instrument, page: Page) ->
     assert page.complaints() == []
 
 
-def test_a_bus_and_its_controller_are_shown(tmp_path: Path, gps: Instrument, page: Page) -> None:
-    """How busy, and what it says of itself; both given to a serial port, since no controller is here."""
-    changes = """
-from types import SimpleNamespace
-from ingestd.sources.serial import SerialPort
-run = SerialPort.run
-async def with_controller(self, recorder):
-    self.status.load, self.status.controller = SimpleNamespace(ratio=lambda _: 0.426), "error-passive"
-    await run(self, recorder)
-SerialPort.run = with_controller
-"""
-    recorder = Recorder(tmp_path, AWAY, source_of(gps), changes=changes)
-    recorder.start()
-    try:
-        page.open(recorder)
-        where = '#sources tr[data-source="gps"] .reason'
-        page.until(lambda: page.text(where) == "error-passive, bus 43 % busy", "load of a bus")
-    finally:
-        recorder.close()
+def test_a_bus_shows_how_busy_it_is(tmp_path: Path, page: Page) -> None:
+    """Where its bit rate is known; beside everything else."""
+    with Simulation("slcan") as car:
+        recorder = Recorder(tmp_path, AWAY, car.configuration())
+        recorder.start()
+        try:
+            page.open(recorder)
+            for bus in BUSES:
+                page.until(lambda: page.text(f'#sources tr[data-source="{bus}"] .link').startswith("open"), "bus")  # noqa: B023
+            car.play()
+            where = '#sources tr[data-source="powertrain"] .reason'
+            page.until(lambda: re.fullmatch(r"bus [1-9]\d? % busy", page.text(where)), "load of the bus")
+            page.until(lambda: page.all('#channels tr[data-key^="body/"]'), "channels of a bus")
+            assert page.complaints() == []
+        finally:
+            recorder.close()
 
 
 def test_the_daemon_begins_anew(daemon: Recorder, page: Page) -> None:

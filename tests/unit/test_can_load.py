@@ -32,7 +32,7 @@ def load_of(batch: FrameBatch, bitrate: int = 500_000, data_bitrate: int = 0) ->
     for _ in range(80):  # What is counted in a sample is weighed with those before.
         load.add(batch)
         ratio = load.ratio(load._since_ns + SECOND_NS)
-    assert ratio is not None
+    assert type(ratio) is float
     return ratio
 
 
