@@ -131,9 +131,10 @@ def facts_of(record: logging.LogRecord) -> dict[str, object]:
     facts: dict[str, object] = {}
     for key, value in zip(keys, values, strict=True):
         if key:
-            facts[key] = value if isinstance(value, str | int | float | None) else str(value)
+            facts[key] = value if isinstance(value, str | int | float | list | dict | None) else str(value)
         elif isinstance(value, str) and _FACTS.fullmatch(value):
-            facts |= dict(each.split("=", 1) for each in value.split())
+            pairs = (each.split("=", 1) for each in value.split())
+            facts |= {key: int(text) if text.isdecimal() else text for key, text in pairs}
     return facts
 
 

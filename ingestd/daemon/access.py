@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import secrets
 import ssl
 import time
@@ -22,6 +23,7 @@ import bcrypt
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+REFUSED_SECONDS: Final = 60.0  # how often the log tells of logins that were refused, at most
 REMEMBERED_SECONDS: Final = 300.0
 REMEMBERED_MAX: Final = 32
 PASSWORD_BYTES_MAX: Final = 72  # of bcrypt
@@ -30,6 +32,8 @@ OPEN_PATHS: Final = frozenset({"/health"})
 NOBODY: Final = "$2b$12$LQv3c1yqBWVHxkd0LHAkCOYz6TtxMQJqhN8/LewdBPj4J/HS.iK8."
 
 USER: Final = web.RequestKey("user", str)
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -74,6 +78,7 @@ class Doorkeeper:
         self._key = secrets.token_bytes(32)
         self._known: dict[bytes, tuple[str, float]] = {}  # by what was sent, keyed: no password stays in memory
         self._verifying = asyncio.Lock()
+        self._refused, self._say_refused_at = 0, 0.0
 
     def __repr__(self) -> str:
         return f"<Doorkeeper of {len(self._users)} users>"
@@ -99,6 +104,13 @@ class Doorkeeper:
         self._known[digest] = name, time.monotonic() + REMEMBERED_SECONDS
         return name
 
+    def refused(self, remote: str | None) -> None:
+        """Somebody has given a wrong name or password. Not which: people type passwords where names belong."""
+        self._refused += 1
+        if (now := time.monotonic()) >= self._say_refused_at:
+            log.warning("wrong name or password at the HTTP side tries=%d last_from=%s", self._refused, remote)
+            self._refused, self._say_refused_at = 0, now + REFUSED_SECONDS
+
     def _fresh(self, digest: bytes) -> str | None:
         name, until = self._known.get(digest, ("", 0.0))
         return name if time.monotonic() < until else None
@@ -111,8 +123,11 @@ def only_for(users: Mapping[str, str]) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in OPEN_PATHS:
-            user = await keeper.user_of(request.headers.get("Authorization", ""))
+            given = request.headers.get("Authorization", "")
+            user = await keeper.user_of(given)
             if user is None:
+                if given:
+                    keeper.refused(request.remote)
                 asked = {"WWW-Authenticate": 'Basic realm="ingestd", charset="UTF-8"'}
                 raise web.HTTPUnauthorized(
                     headers=asked,

@@ -35,6 +35,7 @@ from ingestd.pipeline import Binding, Decoders
 from ingestd.store import embedded
 from ingestd.store.privileges import missing_privileges
 
+OPEN_SECONDS_MAX: Final = 4.0
 FRAMES_KEPT_MAX: Final = 20_000  # of each source, to see how many of them the databases know
 TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised.
 TIMEX_BYTES: Final = 512  # more than struct timex has anywhere
@@ -207,19 +208,23 @@ def _http(http: Http, listen: Address, holder: str | None) -> Iterator[Finding]:
         Access(http.users, http.tls_certificate, http.tls_key).ssl_context()
     except OSError as error:
         yield Finding("problem", "http", f"{error.strerror}; recording would go on without: see http.tls_certificate")
-    if listen.host not in ("127.0.0.1", "::1", "localhost") and not http.users:
-        yield Finding("note", "http", f"whoever reaches {listen} may read everything there: see http.users")
+    if listen.host not in ("127.0.0.1", "::1", "localhost"):
+        if not http.users:
+            yield Finding("note", "http", f"whoever reaches {listen} may read everything there: see http.users")
+        elif not http.tls_certificate:
+            yield Finding("note", "http", "passwords go over the network as they are: see http.tls_certificate")
     yield _address(listen, holder, "https" if http.tls_certificate else "http")
 
 
 def _address(listen: Address, holder: str | None, scheme: str) -> Finding:
+    url = f"{scheme}://{listen if listen.host else f'{socket.gethostname()}:{listen.port}'}/metrics"
     try:
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         with socket.create_server((listen.host, listen.port), family=family):
-            return Finding("ok", "http", f"{scheme}://{listen}/metrics is free")
+            return Finding("ok", "http", f"{url} is free")
     except OSError as error:
         if holder is not None:
-            return Finding("ok", "http", f"{scheme}://{listen}/metrics is in use, by the daemon that runs")
+            return Finding("ok", "http", f"{url} is in use, by the daemon that runs")
         text = f"{listen}: {error.strerror}; recording would go on without: set http.listen"
         return Finding("note", "http", text)
 
@@ -246,6 +251,11 @@ async def _devices(
             filter_by_databases(bus, sources, of_bus)
     listener = Listener()
     tasks = [asyncio.create_task(source.run(listener), name=source.name) for source in sources]
+    # Some adapters take seconds to open: python-can's slcan sleeps for two, in case it is one that has to boot.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(OPEN_SECONDS_MAX):
+            while any(source.status.link is Link.OPENING for source in sources):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
     await asyncio.sleep(seconds)
     # What a source says of itself is of the time before it was told to end.
     states = {source.name: (source.status.link, source.status.reason) for source in sources}
@@ -273,7 +283,11 @@ def _device(
 ) -> Finding:
     heard = listener.heard[source.name]
     if link is not Link.OPEN:
-        return Finding("problem", source.name, f"{reason or 'cannot be opened'}; `run` would wait for it")
+        return Finding(
+            "problem",
+            source.name,
+            f"{reason or f'has not opened within {OPEN_SECONDS_MAX + seconds:g} s'}; `run` would wait for it",
+        )
     if not heard:
         return Finding("note", source.name, f"is open; nothing was heard for {seconds:g} s")
     text = f"is open; {heard:,} frames in {seconds:g} s"

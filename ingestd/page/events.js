@@ -43,7 +43,8 @@ function inWords({ source, kind, key, payload }) {
   if (frames) said.push(`${whole(frames)} frames`);
   if (from !== undefined && to !== undefined) said.push(duration((to - from) / 1e9));
   for (const [name, value] of Object.entries(rest)) {
-    said.push(`${name.replaceAll("_", " ")} ${typeof value === "object" ? JSON.stringify(value) : value}`);
+    const text = Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : value;
+    said.push(`${name.replaceAll("_", " ")} ${text}`);
   }
   return said.filter(Boolean).join(", ");
 }

@@ -45,8 +45,11 @@ async def status_of(url: str, name: str = "", password: str = "", **options: obj
         return answer.status
 
 
-async def test_only_users_get_in() -> None:
-    """With the right password, each time; nobody else, whatever is sent. /health is for everybody."""
+async def test_only_users_get_in(caplog: pytest.LogCaptureFixture) -> None:
+    """With the right password, each time; nobody else, whatever is sent. /health is for everybody.
+
+    The log tells of wrong ones, once in a while, and not what they were.
+    """
     async with serve(ANY_PORT, nothing, access=Access(USERS)) as served:
         assert served is not None
         url = f"http://{served.address}/metrics"
@@ -64,6 +67,8 @@ async def test_only_users_get_in() -> None:
         assert await status_of(f"http://{served.address}/health") == 200
         for path in ("/", "/ready", "/nothing"):
             assert await status_of(f"http://{served.address}{path}") == 401
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["wrong name or password at the HTTP side tries=1 last_from=127.0.0.1"]
 
 
 @pytest.mark.parametrize(
@@ -247,3 +252,7 @@ def test_check_looks_at_it(tmp_path: Path) -> None:
     said = " ".join(done.stdout.split())
     assert f"{tmp_path / 'server.pem'}: No such file or directory" in said
     assert "http.users" in said
+    path = configured(tmp_path, f'listen = ":0"\nusers = {{ kim = "{USERS["grafana"]}" }}')
+    said = " ".join(run_ingestd("check", "-c", path, exit_code=1).stdout.split())
+    assert "passwords go over the network as they are: see http.tls_certificate" in said
+    assert f"http://{socket.gethostname()}:0/metrics" in said

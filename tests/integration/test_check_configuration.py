@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 
 from ingestd.daemon import preflight
+from ingestd.demo.simulation import Simulation
 from tests.conftest import as_user, psql
 from tests.integration.test_cli import ingestd
 from tests.recorder import Instrument, Recorder, lines_of
@@ -138,6 +139,14 @@ def test_an_address_that_is_taken(tmp_path: Path, gps: Instrument) -> None:
         path.write_text(path.read_text().replace('"off"', f'"127.0.0.1:{port}"'))
         assert check(path)["http"][0] == "note"
     assert check(path)["http"] == ("ok", f"http://127.0.0.1:{port}/metrics is free")
+
+
+def test_an_adapter_that_takes_its_time(tmp_path: Path) -> None:
+    """It is listened to for as long as any other, from when it is open: python-can's slcan sleeps for two seconds."""
+    with Simulation("slcan") as car:
+        bus = f'[[can]]\nname = "ecu"\ninterface = "slcan"\nchannel = "{car.places["body"]["channel"]}"\n'
+        found = check(write(tmp_path, bus), "--seconds", "0.2")
+    assert found["ecu"] == ("note", "is open; nothing was heard for 0.2 s")
 
 
 def test_a_user_who_may_not_write(tmp_path: Path, migrated: str, gps: Instrument) -> None:

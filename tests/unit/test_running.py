@@ -67,7 +67,10 @@ def test_json_has_the_facts_by_their_keys() -> None:
     }
     more = record(logging.INFO, "books source=%s %s balanced=%s", "can0", "dropped_budget=3 dropped_overflow=1", True)
     said = json.loads(JsonLine(for_journal=False).format(more))
-    assert said["facts"] == {"source": "can0", "dropped_budget": "3", "dropped_overflow": "1", "balanced": True}
+    assert said["facts"] == {"source": "can0", "dropped_budget": 3, "dropped_overflow": 1, "balanced": True}
+    several = record(logging.WARNING, "nothing has matched patterns=%s hint=%r", ["a", "b"], "see c")
+    said = json.loads(JsonLine(for_journal=False).format(several))
+    assert said["facts"] == {"patterns": ["a", "b"], "hint": "see c"}
     failed = record(logging.CRITICAL, "a task ended: %s 100%% reason=%r", "sync", ValueError('"x"\ny'))
     try:
         raise ValueError("first\nsecond")
