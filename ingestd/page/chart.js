@@ -107,8 +107,11 @@ export class Chart {
     const traces = channels.flatMap((channel, at) => channel
       ? this.traces(channel, colour(`--c${at + 1}`), units.indexOf(channel.unit)) : []);
     const place = $("plot");
-    place.style.height = `${units.length * (PANEL_PIXELS[units.length] ?? 115) + 46}px`;
+    const height = `${units.length * (PANEL_PIXELS[units.length] ?? 115) + 46}px`;
+    const grows = place.style.height !== height;
+    place.style.height = height;
     await window.Plotly.react(place, traces, this.layout(units, colour), { displayModeBar: false, displaylogo: false, responsive: true, doubleClick: false });
+    if (grows) await window.Plotly.Plots.resize(place); // It keeps the height that it had.
     if (!this.listening) {
       this.listening = true;
       place.on("plotly_relayout", (change) => {

@@ -7,6 +7,7 @@ const KEYS = ["name", "driver", "track", "notes"];
 
 let session = {};
 let allowed = false;
+let forgetting = 0;
 
 export function showSession(said) {
   const edited = KEYS.filter((key) => isEdited(key));
@@ -52,7 +53,11 @@ async function ask(method, path, body) {
   return answer.ok;
 }
 
+const SAID_MS = 8000; // how long it is said that something was done
+
 function tell(state, text) {
+  clearTimeout(forgetting);
+  if (state === "ok") forgetting = setTimeout(() => tell("", ""), SAID_MS);
   $("session-said").dataset.state = state;
   $("session-said").textContent = text;
 }

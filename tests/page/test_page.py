@@ -65,6 +65,12 @@ def test_values_move_and_are_found(daemon: Recorder, page: Page) -> None:
     page.until(lambda: page.text("#chart-hold") == "Held", "chart that is held: somebody looks closer")
     ActionChains(page.browser).double_click(page.one("#plot .nsewdrag")).perform()
     page.until(lambda: page.text("#chart-hold") == "Hold", "chart that goes on")
+    page.fill("#search", "gps")
+    for other in ("gps/GP/GGA.lat", "gps/GP/GGA.HDOP"):
+        page.click(f'#channels tr[data-key="{other}"] .pick')
+    page.until(lambda: len(page.all("#plot .yaxislayer-above, #plot .subplot.xy3")) > 0, "chart of three units")
+    filled = "const [plot] = arguments; return plot.querySelector('.main-svg').clientHeight - plot.clientHeight"
+    page.until(lambda: abs(page.browser.execute_script(filled, page.one("#plot"))) < 2, "chart that fills its place")
     page.until(lambda: len(page.one("#map .way").get_attribute("d")) > 100, "track")
     assert page.text("#track-position").startswith("52.")
     assert ", 13." in page.text("#track-position")
