@@ -21,6 +21,7 @@ there may be is limited.py's matter.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from contextlib import aclosing, suppress
@@ -34,7 +35,7 @@ from ingestd import __version__
 from ingestd.clock import mono_ns
 from ingestd.daemon.browsers import Forbidden, guarded, may_change, may_change_from, may_look
 from ingestd.daemon.live import Value, utc
-from ingestd.daemon.live_control import seconds_of
+from ingestd.daemon.live_control import what_of
 from ingestd.daemon.page import plotly_file
 from ingestd.daemon.recording import Told
 from ingestd.daemon.reporting import unready
@@ -57,7 +58,7 @@ def api_routes(daemon: Daemon) -> list[web.RouteDef]:
     change = may_change(look)
 
     async def live(request: web.Request) -> web.StreamResponse:
-        pattern, seconds = request.query.get("pattern", "*"), seconds_of(request.query.get("seconds", "0.5"))
+        pattern, seconds = what_of(request)
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -186,7 +187,11 @@ def _event(told: Told) -> dict[str, Any]:
 
 def message(kind: str, data: Any) -> bytes:
     """A server-sent event (HTML standard, section 9.2.6); JSON of ours has no line breaks."""
-    return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode(data))
+    try:
+        said = msgspec.json.encode(data)
+    except (TypeError, ValueError):  # A path that is no UTF-8, say: one word is no reason to tell nothing.
+        said = json.dumps(data, default=str).encode()
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), said)
 
 
 def _rights(request: web.Request) -> dict[str, Any]:

@@ -128,9 +128,7 @@ class Endpoints:
             "trouble": dict(snapshot.trouble),
             "sources": sources,
         }
-        return web.json_response(
-            text=json.dumps(said, indent=2, ensure_ascii=False) + "\n", status=503 if unready_now else 200
-        )
+        return web.json_response(text=json.dumps(said, indent=2) + "\n", status=503 if unready_now else 200)
 
 
 async def index(_: web.Request) -> web.StreamResponse:

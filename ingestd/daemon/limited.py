@@ -39,6 +39,7 @@ class LimitedRunner(web.AppRunner):
         self.tls: ssl.SSLContext | None = None
         self._answered: set[_Impatient] = set()
         self._refused: set[_Impatient] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
 
     @property
     def server(self) -> Any:
@@ -53,7 +54,15 @@ class LimitedRunner(web.AppRunner):
             protocol = _Impatient(_Refusal(), REFUSAL_SECONDS_MAX, self._refused)
         else:
             return _End()
-        return protocol if self.tls is None else _Handshake(protocol, self.tls)
+        return protocol if self.tls is None else _Handshake(protocol, self.tls, self._handshakes)
+
+    async def cleanup(self) -> None:
+        """Close every connection, also those that no server knows yet."""
+        for each in self._handshakes:
+            each.cancel()
+        if self._handshakes:
+            await asyncio.wait(self._handshakes)
+        await super().cleanup()
 
 
 class _Impatient(asyncio.Protocol):
@@ -99,9 +108,10 @@ class _Handshake(asyncio.Protocol):
     The first is given up at once: a transport that became TLS in place could have read the beginning of it already.
     """
 
-    def __init__(self, inner: _Impatient, tls: ssl.SSLContext) -> None:
+    def __init__(self, inner: _Impatient, tls: ssl.SSLContext, under_way: set[asyncio.Task[None]]) -> None:
         self._inner = inner
         self._tls = tls
+        self._under_way = under_way
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         try:
@@ -109,15 +119,18 @@ class _Handshake(asyncio.Protocol):
         except OSError:
             self._inner.forget()
         else:
-            self._under_way = asyncio.create_task(self._begin(connection))
+            task = asyncio.create_task(self._begin(connection))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
         cast("asyncio.WriteTransport", transport).abort()  # A cast, because uvloop's transports are of no such class.
 
     async def _begin(self, connection: socket.socket) -> None:
         loop, inner = asyncio.get_running_loop(), self._inner
         try:
             await loop.connect_accepted_socket(
-                lambda: inner, connection, ssl=self._tls, ssl_handshake_timeout=inner.seconds
-            )
+                lambda: inner, connection, ssl=self._tls, ssl_handshake_timeout=inner.seconds,
+                ssl_shutdown_timeout=REFUSAL_SECONDS_MAX,
+            )  # fmt: skip
         except OSError:  # Of TLS, too: whoever does not trust the certificate ends it like this.
             inner.forget()
 

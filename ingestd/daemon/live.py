@@ -12,9 +12,11 @@ import contextlib
 import fnmatch
 import logging
 import math
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from copy import deepcopy
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -208,8 +210,12 @@ def _newest(
 
 def matches(pattern: str, source: str, channel: str) -> bool:
     """Whether a channel is among those that somebody wants to see. Case is no matter."""
-    name, wanted = f"{source}/{channel}".lower(), pattern.lower()
-    return fnmatch.fnmatchcase(name, wanted if set(wanted) & set("*?[") else f"*{wanted}*")
+    return _compiled(pattern.lower()).match(f"{source}/{channel}".lower()) is not None
+
+
+@lru_cache(maxsize=256)  # fnmatch itself would keep thousands, whoever sends them.
+def _compiled(wanted: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(wanted if set(wanted) & set("*?[") else f"*{wanted}*"))
 
 
 def _take(signals: SignalBatch, clock: Clock, newest: dict[tuple[str, str], Value]) -> None:

@@ -18,13 +18,14 @@ from ingestd.daemon.service import Daemon
 from ingestd.errors import UsageError
 
 SECONDS_MIN, SECONDS_MAX = 0.05, 60.0
+PATTERN_CHARACTERS_MAX = 200  # A long one takes long to compile, on the event loop.
 
 
 def live_routes(daemon: Daemon) -> list[web.RouteDef]:
     """The routes, for `control.serve`."""
 
     async def tail(request: web.Request) -> web.StreamResponse:
-        pattern, seconds = request.query.get("pattern", "*"), seconds_of(request.query.get("seconds", "0.5"))
+        pattern, seconds = what_of(request)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         # A reset is how a watcher says goodbye.
@@ -39,6 +40,14 @@ def live_routes(daemon: Daemon) -> list[web.RouteDef]:
         return web.json_response({"channels": daemon.live.channels})
 
     return [web.get("/tail", tail), web.get("/tail/channels", count)]
+
+
+def what_of(request: web.Request) -> tuple[str, float]:
+    """What somebody wants to see, and how often. Raises UsageError."""
+    pattern = request.query.get("pattern", "*")
+    if len(pattern) > PATTERN_CHARACTERS_MAX:
+        raise UsageError(f"a pattern of {len(pattern)} characters", f"{PATTERN_CHARACTERS_MAX} are the most")
+    return pattern, seconds_of(request.query.get("seconds", "0.5"))
 
 
 def seconds_of(text: str) -> float:

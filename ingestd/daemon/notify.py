@@ -66,7 +66,7 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to_manager:
                 to_manager.setblocking(False)
                 to_manager.connect(self._address)
-                to_manager.send(message.encode())
+                to_manager.send(message.encode(errors="replace"))  # A path in it may be no UTF-8.
             self._failed = False
         except OSError as error:
             if not self._failed:

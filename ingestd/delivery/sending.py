@@ -37,7 +37,7 @@ from ingestd.delivery.feeds import (
 )
 from ingestd.delivery.memory import recall
 from ingestd.delivery.status import DeliveryStatus
-from ingestd.delivery.transactions import FeedState, Lost, Prepared, prepare, prepare_end, prepare_rejected
+from ingestd.delivery.transactions import FeedState, Lost, Prepared, prepare, prepare_end, prepare_rejected, with_end
 from ingestd.errors import FeedError, IngestdError, StoreError, StoreRejected, StoreUnavailable
 from ingestd.journal import Journal, ReadResult, Record, Stretch
 from ingestd.model import Event
@@ -183,6 +183,8 @@ class Delivery:
                 await self._confirm(cursor, stretch)
             if cursor.attempt is None and not cursor.done:
                 await self._prepare(cursor, stretch)
+                if cursor.attempt is not None and not stretch.is_current:
+                    cursor.attempt = with_end(cursor.attempt, stretch, self._journal.stretches())
             if cursor.attempt is not None:
                 await self._commit(cursor, stretch)
         except IngestdError as error:

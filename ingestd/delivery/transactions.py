@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ingestd.chunks import Placement, encode_frames, encode_signals
+from ingestd.clock import CLOCK_SET_NS_MIN
 from ingestd.decode.can import Counts, Decoded
 from ingestd.journal import Kind, Record, Stretch, Tally, merge
 from ingestd.model import (
@@ -37,7 +38,7 @@ from ingestd.model import (
 )
 from ingestd.pipeline import Decoders
 from ingestd.protocols import check_memory
-from ingestd.store.writer import FeedBatch, SessionEdit, StampedEvent
+from ingestd.store.writer import FeedBatch, SessionEdit, StampedEvent, utc
 
 GAP_EVENTS = frozenset({"gap", "link_down", "resumed"})  # After these the first sample of every channel is marked.
 TOLD_LATE = frozenset({"down"})  # A gap that is told later than it is: `resumed` marks it.
@@ -272,6 +273,17 @@ def prepare_end(
         frames_count=state.frames_count, session_id=stretch.session_id, events=events,
     )  # fmt: skip
     return Prepared(batch, state, (), {}, None, 0)
+
+
+def with_end(prepared: Prepared, stretch: Stretch, stretches: Sequence[Stretch]) -> Prepared:
+    """The same, where it completes a stretch of a session that is not recorded any more and that nobody ended, as when
+    the power goes: the session lasts at least until that last frame, if the clock was set."""
+    batch = prepared.batch
+    is_recorded = any(each.is_current and each.session_id == stretch.session_id for each in stretches)
+    last_ns = max((ts_ns + utc_offset_ns for ts_ns, utc_offset_ns in prepared.state.last.values()), default=0)
+    if not batch.completed or batch.ended_utc is not None or is_recorded or last_ns < CLOCK_SET_NS_MIN:
+        return prepared
+    return replace(prepared, batch=replace(batch, ended_utc=utc(last_ns)))
 
 
 def _with_token(state: FeedState) -> dict[str, Any]:

@@ -83,14 +83,18 @@ class BusLoad:
 
     def ratio(self, now_ns: int) -> float | None:
         """The load since this was asked last, if that is a second ago, else what it was then; None: not known."""
+        if not self.bitrate:
+            self._ratio, self._since_ns = None, now_ns
+            self._bits = self._fast_bits = 0.0
+            return None
         elapsed_ns = now_ns - self._since_ns
-        if self.bitrate and elapsed_ns >= WINDOW_NS:
+        if elapsed_ns >= WINDOW_NS:
             seconds = self._bits / self.bitrate + self._fast_bits / (self.data_bitrate or self.bitrate)
             self._ratio = float(seconds * 1e9 / elapsed_ns)  # Not of numpy: it goes out as JSON.
             self._since_ns = now_ns
             self._bits = self._fast_bits = 0.0
             self._is_sampled = False
-        return self._ratio if self.bitrate else None
+        return self._ratio
 
 
 def stuffable_bits(arbitration_id: int, flags: int, payload: bytes) -> str:

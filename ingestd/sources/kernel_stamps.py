@@ -14,7 +14,8 @@ differs from one reading of it to the next is the reading. Therefore it is kept 
 stamps of successive reads do not jitter against each other.
 
 Limits: a stamp is good to `OFFSET_NOISE_NS`. Where the clock was set by less than the time between two reads, and
-stamps farther apart than that hide the jump, some frames of that one read may be off by as much as it was set.
+stamps farther apart than that hide the jump, some frames of that one read may be off by as much as it was set. Where
+it was set twice, by less than that time, some may be off by that time at most, and not say so.
 """
 
 from __future__ import annotations

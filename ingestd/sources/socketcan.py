@@ -156,7 +156,9 @@ class SocketCan:
         """What it does, and how fast; and how full the receive buffer is."""
         can_socket, status = self._socket, self.status
         status.controller, status.buffer_bytes = "", None
-        if can_socket is not None:
+        if can_socket is None:
+            self._load.bitrate = self._load.data_bitrate = 0
+        else:
             controller = self._inquiry.look(self._ifindex)
             # Its error frames tell as well, where nobody may ask; of a bus without one there is nothing to tell.
             if controller.state or (status.link is Link.OPEN and has_bus(self.channel)):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -167,6 +169,52 @@ async def _status_or_none(url: str, trusting: ssl.SSLContext) -> int | None:
         return await status_of(url, ssl=trusting)
     except aiohttp.ClientError:
         return None
+
+
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def test_a_handshake_does_not_outlive_its_server(tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Who was let in by the rules of before a reload, but for the handshake, is not let in any more."""
+    authority = Authority(tmp_path / "ca", "ours")
+    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
+
+    async def work() -> None:
+        async with serve(ANY_PORT, nothing, access=Access(USERS, certificate, key)) as served:
+            assert served is not None
+            assert served.address is not None
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.address.port)
+            await asyncio.sleep(0.1)
+        async with asyncio.timeout(5):
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        writer.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(work())
+
+
+def test_a_silent_connection_is_closed_in_time_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that does not say goodbye, as TLS would have it."""
+    monkeypatch.setattr(limited, "SILENT_SECONDS_MAX", 0.5)
+    authority = Authority(tmp_path / "ca", "ours")
+    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+
+    def hold(port: int) -> float:
+        plain = socket.create_connection(("127.0.0.1", port))
+        with trusting.wrap_socket(plain, server_hostname="localhost") as secure:
+            began = time.monotonic()
+            with socket.socket(fileno=os.dup(secure.fileno())) as raw:
+                while raw.recv(65536):
+                    pass  # What TLS says is not answered.
+            return time.monotonic() - began
+
+    async def work() -> None:
+        async with serve(ANY_PORT, nothing, access=Access({}, certificate, key)) as served:
+            assert served is not None
+            assert served.address is not None
+            assert await asyncio.to_thread(hold, served.address.port) < 10
+
+    uvloop.run(work())
 
 
 def test_too_many_are_told_so_over_tls(tmp_path: Path) -> None:

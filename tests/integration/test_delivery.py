@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -15,7 +16,7 @@ from ingestd.delivery import sending as sending_module
 from ingestd.delivery.feeds import BATCH_BYTES_MIN
 from ingestd.delivery.sending import POLL_SECONDS
 from ingestd.journal import Journal, SessionInfo
-from ingestd.model import Books, Event
+from ingestd.model import Books, Clock, ClockState, Event
 from ingestd.pipeline import Decoders
 from ingestd.store import migrate
 from tests.adversity.conftest import proxy, through
@@ -33,7 +34,7 @@ from tests.deliveries import (
     sql,
     until,
 )
-from tests.journals import BOOT_ID, CLOCK, SESSION, frames, open_journal
+from tests.journals import BOOT_ID, CLOCK, SESSION, frames, kill, open_journal
 from tests.torture.proxy import Proxy
 
 __all__ = ["proxy"]  # a fixture of the tests of adversity
@@ -160,6 +161,26 @@ async def test_what_is_known_of_a_session_goes_with_its_frames(migrated: str, tm
     assert await feeds(migrated) == [(4, True)]
     assert books(journal, "line") == Books(10, 10)
     journal.close(ended=True)
+
+
+async def test_a_session_that_the_power_ended_lasts_until_its_last_frame(migrated: str, tmp_path: Path) -> None:
+    """Nobody said its end. One that goes on after a crash has none yet; nor has one of a clock that was never set."""
+    ended = "SELECT id::text, ended_utc AT TIME ZONE 'UTC' FROM sessions ORDER BY id"
+    set_clock = Clock(1_800_000_000_000_000_000, ClockState.SET)
+    lives = [(0, set_clock), (0, set_clock), (1, Clock(0, ClockState.UNSET)), (2, set_clock), (3, set_clock)]
+    for life, (number, clock) in enumerate(lives):
+        told = {"time_base": str(UUID(int=number)), "created_utc": "2027-01-15T08:00:00+00:00"}
+        session = SessionInfo(UUID(int=number + 1), told)
+        journal = open_journal(tmp_path / "journal", session=session, boot_id=str(UUID(int=number)))
+        journal.append_frames(frames(life * 1_000_000, 10, "line"), clock)
+        await send(make(journal, migrated))
+        kill(journal)
+        if life == 1:
+            assert await sql(migrated, ended) == [f"{UUID(int=1)}|"], "it goes on"
+    assert await sql(migrated, ended) == [
+        f"{UUID(int=1)}|2027-01-15 08:00:01.000009", f"{UUID(int=2)}|", f"{UUID(int=3)}|2027-01-15 08:00:03.000009",
+        f"{UUID(int=4)}|",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
 
+from ingestd.daemon.api import message
 from ingestd.daemon.limited import CONNECTIONS_MAX
 from ingestd.daemon.page import FOLDER, plotly_file
 from tests.books import in_metrics
@@ -85,11 +87,13 @@ async def test_what_is_told(daemon: Recorder) -> None:
 
 
 async def test_a_question_that_cannot_be(daemon: Recorder) -> None:
-    """Is refused, as on the control socket."""
+    """Is refused, as on the control socket. A long pattern takes long to compile, where the buses are read."""
     address = await asyncio.to_thread(address_of, daemon)
-    async with aiohttp.ClientSession() as client, client.get(f"http://{address}/api/live?seconds=0") as answer:
-        assert answer.status == 400
-        assert "can be had" in (await answer.json())["hint"]
+    long = "*?" * 101
+    for question, hint in (("seconds=0", "from 0.05 to 60 can be had"), (f"pattern={long}", "200 are the most")):
+        async with aiohttp.ClientSession() as client, client.get(f"http://{address}/api/live?{question}") as answer:
+            assert answer.status == 400
+            assert (await answer.json())["hint"] == hint
 
 
 def ask(recorder: Recorder, path: str, body: Any = None, method: str = "POST", **headers: str) -> tuple[int, Any]:
@@ -282,3 +286,12 @@ async def test_a_daemon_that_stops_waits_for_no_watcher(daemon: Recorder) -> Non
                 pass
         await stopping
         assert time.monotonic() - begun < 20
+
+
+def test_one_word_that_is_no_text_takes_nothing_from_the_rest() -> None:
+    """Such as a path that is not UTF-8, or a number of a kind that JSON does not have."""
+    data = {"trouble": "/data/f\udcfcr", "load": np.float64(0.5)}
+    said = message("state", data)
+    assert said.startswith(b"event: state\ndata: {")
+    assert said.count(b"\n") == 3
+    assert json.loads(said.splitlines()[1].removeprefix(b"data: ")) == {"trouble": "/data/f\udcfcr", "load": 0.5}

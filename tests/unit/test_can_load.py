@@ -147,3 +147,19 @@ def test_what_the_kernel_says_of_a_controller() -> None:
 def test_an_interface_that_is_no_controller() -> None:
     """The loopback interface, and one that is not there."""
     assert ask(1) == ask(2**31 - 1) == Controller()
+
+
+def test_a_rate_that_is_not_known_yet_or_not_any_more() -> None:
+    """Time without one counts for nothing: no adapter is no idle bus, and the first second with one is a whole one."""
+    load = BusLoad()
+    began_ns = load._since_ns
+    assert load.ratio(began_ns + 600 * SECOND_NS) is None
+    load.bitrate = 500_000
+    load.add(frames(2000, 0x123, 0, b"\x55" * 8))
+    at_once = load.ratio(began_ns + 601 * SECOND_NS)
+    assert at_once is not None
+    assert 0.4 < at_once < 0.6
+    load.bitrate = 0
+    assert load.ratio(began_ns + 602 * SECOND_NS) is None
+    load.bitrate = 500_000
+    assert load.ratio(began_ns + 602 * SECOND_NS + 1) is None

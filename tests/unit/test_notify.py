@@ -41,6 +41,8 @@ def test_the_life_of_a_service(manager: tuple[socket.socket, str]) -> None:
     assert received(listening) == "READY=1\nSTATUS=recording can0, gps"
     notifier.alive("the database is away\nWATCHDOG=trigger")
     assert received(listening) == "STATUS=the database is away WATCHDOG=trigger"
+    notifier.alive("/data/f\udcfcr/car.dbc cannot be read")  # A path in a file system need not be UTF-8.
+    assert received(listening) == "STATUS=/data/f?r/car.dbc cannot be read"
     notifier.stopping()
     assert received(listening) == "STOPPING=1"
     assert repr(notifier) == f"<Notifier to {name}>"
