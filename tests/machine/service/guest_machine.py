@@ -181,12 +181,13 @@ def metric(name: str, source: str = "") -> int:
 
 
 def settle() -> None:
-    """Until a service whose devices are silent has sent all of it."""
+    """Until a service whose devices are silent has sent all of it; at first it tells no numbers of frames."""
     seen: list[tuple[int, int]] = []
 
     def is_quiet() -> bool:
         seen.append((metric("frames_received_total"), metric("frames_pending")))
-        return len(seen) > 4 and seen[-4:] == [seen[-1]] * 4 and not seen[-1][1]
+        received, pending = seen[-1]
+        return len(seen) > 4 and seen[-4:] == [seen[-1]] * 4 and received > 0 and not pending
 
     if not comes_true(is_quiet):
         check("all is sent that was recorded", False, seen[-1])
