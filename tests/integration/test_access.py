@@ -35,6 +35,13 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def certified(folder: Path) -> tuple[Path, Path, ssl.SSLContext]:
+    """A certificate of this machine's, its key, and what a client needs to trust it."""
+    authority = Authority(folder / "ca", "ours")
+    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
+    return certificate, key, ssl.create_default_context(cafile=authority.certificate)
+
+
 def nothing() -> Snapshot:
     return Snapshot("1.2.3", {}, {}, JournalNumbers(True, 1, 2), StoreNumbers(up=True))
 
@@ -112,9 +119,7 @@ async def test_passwords_are_verified_one_at_a_time_and_once(monkeypatch: pytest
 
 async def test_tls(tmp_path: Path) -> None:
     """Served under a certificate that the client verifies; not without TLS."""
-    authority = Authority(tmp_path / "ca", "ours")
-    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
-    trusting = ssl.create_default_context(cafile=authority.certificate)
+    certificate, key, trusting = certified(tmp_path)
     async with serve(ANY_PORT, nothing, access=Access(USERS, certificate, key)) as served:
         assert served is not None
         assert served.address is not None
@@ -133,9 +138,7 @@ def test_no_flood_of_half_handshakes_takes_the_file_descriptors(
 ) -> None:
     """However many begin TLS and do not finish, only so many are kept open, and not for long; others get in again."""
     monkeypatch.setattr(limited, "SILENT_SECONDS_MAX", 1.0)
-    authority = Authority(tmp_path / "ca", "ours")
-    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
-    trusting = ssl.create_default_context(cafile=authority.certificate)
+    certificate, key, trusting = certified(tmp_path)
 
     async def work() -> None:
         async with serve(ANY_PORT, nothing, access=Access({}, certificate, key)) as served:
@@ -174,8 +177,7 @@ async def _status_or_none(url: str, trusting: ssl.SSLContext) -> int | None:
 @pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
 def test_a_handshake_does_not_outlive_its_server(tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """Who was let in by the rules of before a reload, but for the handshake, is not let in any more."""
-    authority = Authority(tmp_path / "ca", "ours")
-    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
+    certificate, key, _ = certified(tmp_path)
 
     async def work() -> None:
         async with serve(ANY_PORT, nothing, access=Access(USERS, certificate, key)) as served:
@@ -195,9 +197,7 @@ def test_a_handshake_does_not_outlive_its_server(tmp_path: Path, loop: Callable[
 def test_a_silent_connection_is_closed_in_time_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that does not say goodbye, as TLS would have it."""
     monkeypatch.setattr(limited, "SILENT_SECONDS_MAX", 0.5)
-    authority = Authority(tmp_path / "ca", "ours")
-    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
-    trusting = ssl.create_default_context(cafile=authority.certificate)
+    certificate, key, trusting = certified(tmp_path)
 
     def hold(port: int) -> float:
         plain = socket.create_connection(("127.0.0.1", port))
@@ -219,9 +219,7 @@ def test_a_silent_connection_is_closed_in_time_over_tls(tmp_path: Path, monkeypa
 
 def test_too_many_are_told_so_over_tls(tmp_path: Path) -> None:
     """As they are without it: 503, under the certificate."""
-    authority = Authority(tmp_path / "ca", "ours")
-    certificate, key = authority.issue("localhost", hosts="DNS:localhost,IP:127.0.0.1")
-    trusting = ssl.create_default_context(cafile=authority.certificate)
+    certificate, key, trusting = certified(tmp_path)
 
     async def work() -> None:
         async with serve(ANY_PORT, nothing, access=Access({}, certificate, key)) as served:
