@@ -29,7 +29,6 @@ from ingestd.journal import Kind, Record
 from ingestd.journal.segment import list_folder, read_segment
 from ingestd.model import Flag
 from ingestd.sources.can_bus_state import EVENTS_MAX
-from ingestd.sources.can_socket import dropped_count
 from tests.can_bus.bus import Bus, can_errors, numbered
 from tests.can_bus.test_daemon import fetch
 from tests.recorder import SECONDS_MAX, Instrument, Recorder, wait_until
@@ -115,6 +114,7 @@ class Journalled:
     def __init__(self, recorder: Recorder) -> None:
         self.frames_count: Counter[str] = Counter()
         self.events_count: Counter[str] = Counter()
+        self.overflows_count: Counter[str] = Counter()
         self.sentences: list[bytes] = []
         self._numbers: dict[str, list[NDArray[np.int64]]] = {"mad": [], "sane": []}
         segments = [name.path for name in list_folder(recorder.journal)[0] if name.number and not name.rejected]
@@ -129,7 +129,10 @@ class Journalled:
             return
         batch = record.frames()
         if record.source in self._numbers:
-            data = np.ascontiguousarray(batch.data[batch.flags & Flag.ERROR.value == 0, :8])
+            is_error = batch.flags & Flag.ERROR.value != 0
+            says_overflow = is_error & (batch.arbitration_id == 0x04) & (batch.data[:, 1] & 1 != 0)
+            self.overflows_count[record.source] += int(np.count_nonzero(says_overflow))
+            data = np.ascontiguousarray(batch.data[~is_error, :8])
             self._numbers[record.source].append(data.view("<i8")[:, 0])
         elif record.source == "babbler":
             self.sentences += [bytes(batch.data[row, : batch.length[row]]) for row in range(len(batch))]
@@ -181,7 +184,6 @@ def test_devices_gone_mad_harm_nobody_else(tmp_path: Path, migrated: str, buses:
         babbler.stop()
         lines_count = instrument.stop()
         resident.append(resident_mib(recorder.process.pid))
-        lost_before_count = dropped_count(mad.channel)
         everything = "all that was babbled"
         wait_until(lambda: counters(recorder, "babbler")["received_bytes"] == babbler.bytes_count, everything)
         said = counters(recorder, "babbler")
@@ -197,21 +199,19 @@ def test_devices_gone_mad_harm_nobody_else(tmp_path: Path, migrated: str, buses:
     journalled = Journalled(recorder)
     books = {found[1]: (int(found[2]), int(found[3]), found[4]) for found in SAYS.finditer(log)}
 
-    # The controller says now and then that it had no room for a frame, and each time counts as one.
-    burst, _ = storm(BURST, 0)
-    is_overflow = (burst["can_id"] == 0x2000_0004) & (burst["data"][:, 1] & 1 != 0)
-    lost_count = sent // BURST * int(np.count_nonzero(is_overflow)) + lost_before_count
-    assert books["mad"] == (
-        sent + lost_count - lost_before_count,
-        sent - lost_before_count,
-        f"dropped_overflow={lost_count}",
-    )
+    # Two losses that are counted: the controller says now and then that it had no room for a frame, and on a slow
+    # machine the kernel has none for a frame that was sent, which may itself be such a word of the controller.
+    stored_count = journalled.frames_count["mad"]
+    lost_count = sent - stored_count
+    overflows_count = journalled.overflows_count["mad"]
+    dropped_count = lost_count + overflows_count
+    assert overflows_count > 0
+    assert books["mad"] == (stored_count + dropped_count, stored_count, f"dropped_overflow={dropped_count}")
     numbers = journalled.numbers("mad")
     assert (np.diff(numbers) > 0).all()
-    assert len(numbers) >= numbers_count - lost_before_count
-    assert journalled.frames_count["mad"] == sent - lost_before_count
-    [[stored]] = fetch(migrated, "SELECT sum(frame_count) FROM frame_chunks WHERE source = 'mad'")
-    assert stored == sent - lost_before_count
+    assert len(numbers) >= numbers_count - lost_count
+    [[in_sql_count]] = fetch(migrated, "SELECT sum(frame_count) FROM frame_chunks WHERE source = 'mad'")
+    assert in_sql_count == stored_count
     events_count = journalled.events_count.total()
     assert events_count == journalled.events_count["mad"] <= EVENTS_MAX + OVERFLOWS_MAX + 4 * STORM_SECONDS / 5
 
@@ -225,6 +225,6 @@ def test_devices_gone_mad_harm_nobody_else(tmp_path: Path, migrated: str, buses:
     assert said["received_bytes"] == said["skipped_bytes"] + said["frame_bytes"] + said["line_end_bytes"]
     sys.stdout.write(
         f"\n{sent} frames of a storm and {babbler.bytes_count} bytes of babble in {STORM_SECONDS:g} s:"
-        f" {lost_before_count} dropped before the socket, {events_count} events, {len(log.splitlines())} lines of log,"
+        f" {lost_count} dropped by the kernel, {events_count} events, {len(log.splitlines())} lines of log,"
         f" at most {max(resident):.0f} MiB\n"
     )
