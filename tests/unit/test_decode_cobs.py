@@ -23,8 +23,8 @@ from ingestd.framing.cobs import is_stuffed
 from ingestd.model import PAYLOAD_BYTES_MAX, FrameBatch, Quality, SerialFlag
 from ingestd.sources.serial import columns
 from ingestd.struct_fields import StructField
+from tests.property.test_framing import balanced, payloads, run, singly
 from tests.unit.test_decode_keyed import PLACEMENT, samples, values
-from tests.unit.test_framing import balanced, payloads, run, singly
 
 
 def stuff(content: bytes) -> bytes:

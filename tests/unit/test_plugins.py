@@ -19,8 +19,8 @@ from ingestd.pipeline import Binding, Decoders
 from ingestd.protocols import Line, check_memory, new_decoder, new_framer
 from ingestd.sources.serial import columns
 from tests.plugins import EXAMPLE, install_example
+from tests.property.test_framing import balanced, lumps, run, singly
 from tests.unit.test_decode_keyed import values
-from tests.unit.test_framing import balanced, lumps, run, singly
 
 LOG = "serial/actisense_dle_raymarine_ev1.dle"
 Message = tuple[int, int, int, int, bytes]  # priority, PGN, source, destination, data
