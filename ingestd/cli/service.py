@@ -134,6 +134,8 @@ def service_uninstall(root: Path | None) -> None:
         states = " ".join(map(str, sorted(Path("/var/lib").glob("ingestd*")))) or "nothing in /var/lib"
         out.print(f"left: /etc/ingestd, the user ingestd, and what is recorded: {states}")
         out.print("whether the database has it all, `ingestd journal status FOLDER/journal` says")
+    elif Path(root, CONFIGURATION).exists():
+        out.print(f"left: {Path(root, CONFIGURATION)}")
 
 
 @service_group.command("status")

@@ -102,7 +102,8 @@ def test_everything_has_its_place_in_a_package(tmp_path: Path) -> None:
     assert run_ingestd(*command).stdout == "all files are in place\n"
     rules = tmp_path / "usr/lib/udev/rules.d/70-ingestd.rules"
     rules.write_bytes(b"# m\xedo\n")
-    run_ingestd("service", "uninstall", "--root", str(tmp_path))
+    said = run_ingestd("service", "uninstall", "--root", str(tmp_path)).stdout
+    assert said.endswith(f"left: {configuration}\n")
     left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(map(str, left)) == [
         "etc/ingestd/ingestd.toml",
